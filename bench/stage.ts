@@ -1,0 +1,68 @@
+import postgres from 'postgres'
+import { createDatabase } from '../src/db/create-database.ts'
+import { stageForward } from '../src/db/staged-transaction.ts'
+import { newAttempt } from '../src/db/transaction-name.ts'
+import { openBenchContext } from './context.ts'
+import { type Bench, compare } from './measure.ts'
+
+const connections = 4
+
+/**
+ * An effect-free staged transaction (marker and audit row included) against a hand-written one that has neither:
+ * BEGIN, INSERT, PREPARE and COMMIT PREPARED in one flush, the same driver, as many connections.
+ */
+export const stage: Bench = async (servers, quick) => {
+  const seconds = quick ? 1 : 3
+  const url = await createDatabase(servers.postgres, 'bench_stage')
+  const { ctx, close } = await openBenchContext(url)
+  const { primary } = ctx.databases
+  await primary.sql`create table work (id bigint generated always as identity primary key, note text not null)`
+  const plain = postgres(url, { max: connections, onnotice: () => undefined })
+  const reserved = await Promise.all(Array.from({ length: connections }, () => plain.reserve()))
+  let serial = 0
+  try {
+    const row = await compare(
+      { name: 'effect-free staged transaction', unit: 'transactions/s', bar: 0.8, rounds: quick ? 3 : 7 },
+      () =>
+        rate(seconds, async () => {
+          const attempt = newAttempt(ctx.lease.id)
+          const name = `bench_${++serial}`
+          await stageForward(primary, { installation: ctx.installation, attempt, name }, (tx, send) => {
+            send(tx`insert into work (note) values (${name})`)
+          })
+        }),
+      () =>
+        rate(seconds, async (connection) => {
+          const sql = reserved[connection]
+          if (!sql) return
+          const gid = `plain_${++serial}`
+          await Promise.all([
+            sql.unsafe('begin'),
+            sql`insert into work (note) values (${gid})`,
+            sql.unsafe(`prepare transaction '${gid}'`),
+            sql.unsafe(`commit prepared '${gid}'`),
+          ])
+        }),
+    )
+    return [row]
+  } finally {
+    for (const sql of reserved) sql.release()
+    await plain.end()
+    await close()
+  }
+}
+
+/** Repeats `once` on every connection for a while; returns how many ended per second. */
+async function rate(seconds: number, once: (connection: number) => Promise<void>): Promise<number> {
+  const started = performance.now()
+  let done = 0
+  await Promise.all(
+    Array.from({ length: connections }, async (_, connection) => {
+      while (performance.now() - started < seconds * 1_000) {
+        await once(connection)
+        done++
+      }
+    }),
+  )
+  return done / ((performance.now() - started) / 1_000)
+}

@@ -1,0 +1,50 @@
+#!/usr/bin/env node
+import { createRequire } from 'node:module'
+import { Command } from 'commander'
+import { HoldfastError } from '../db/errors.ts'
+import { cleanupCommand } from './cleanup.ts'
+import { demoCommand } from './demo.ts'
+import { migrateCommand } from './migrate.ts'
+import { outboxCommand } from './outbox.ts'
+import { txCommand } from './tx.ts'
+import { workerCommand } from './worker.ts'
+
+/** Exit codes: 0 done, 1 failed, 2 wrong use. Standard output holds a command's result alone. */
+const { version, description } = createRequire(import.meta.url)('../../package.json') as {
+  version: string
+  description: string
+}
+
+const program = new Command('holdfast')
+  .description(description)
+  .version(version)
+  .showHelpAfterError()
+  .exitOverride((error) => {
+    process.exit(error.exitCode === 0 ? 0 : 2)
+  })
+  .addCommand(cleanupCommand())
+  .addCommand(demoCommand())
+  .addCommand(migrateCommand())
+  .addCommand(outboxCommand())
+  .addCommand(txCommand())
+  .addCommand(workerCommand())
+
+inheritSettings(program)
+
+function inheritSettings(parent: Command): void {
+  for (const command of parent.commands) inheritSettings(command.copyInheritedSettings(parent))
+}
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  // Expected errors say what to do; of anything else the stack is what helps.
+  const text =
+    error instanceof HoldfastError
+      ? `${error.code}: ${error.message}`
+      : error instanceof Error
+        ? error.stack
+        : String(error)
+  process.stderr.write(`${text}\n`)
+  process.exitCode = error instanceof HoldfastError && error.code === 'HOLDFAST_INVALID_CONFIG' ? 2 : 1
+}

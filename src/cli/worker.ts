@@ -1,0 +1,24 @@
+import { Command } from 'commander'
+import { resolveConfig } from '../workers/config.ts'
+import { createContext } from '../workers/context.ts'
+import { runUntilSignal } from '../workers/lifecycle.ts'
+import { createLog } from '../workers/log.ts'
+import { WorkerService } from '../workers/worker.ts'
+import { loadHoldfastConfig } from './load-config.ts'
+
+export function workerCommand(): Command {
+  return new Command('worker')
+    .description('work on the queues until SIGTERM or SIGINT; a second signal ends it at once')
+    .option('-c, --config <file>', 'the config file; default holdfast.config.ts or .js here')
+    .option('--migrate', 'bring the schema up to date first')
+    .action(async (options: { config?: string; migrate?: boolean }) => {
+      const loaded = await loadHoldfastConfig(options.config)
+      const config = resolveConfig(
+        options.migrate === true ? { ...loaded, migrate: true } : loaded,
+        process.env,
+      )
+      const log = createLog(config.logLevel, 'holdfast worker')
+      const ctx = await createContext(config, 'worker', log)
+      await runUntilSignal(ctx, new WorkerService(ctx))
+    })
+}

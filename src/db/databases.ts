@@ -1,0 +1,158 @@
+import type postgres from 'postgres'
+import { createClient } from './client.ts'
+import { ConnectionPool, type PageHandler } from './connection.ts'
+import { UnknownParticipantError } from './errors.ts'
+import { checkParticipantName } from './transaction-name.ts'
+import type { Tx } from './tx.ts'
+
+export type Sql = postgres.Sql
+
+/**
+ * A database that takes part: `sql` for single statements, `transaction` for several, `staging` for connections that
+ * prepare and finish. postgres.js's own `begin` is not used anywhere: like a reserved connection it goes on writing
+ * to a lost one, which ends the process.
+ */
+export class Participant {
+  readonly name: string
+  readonly url: string
+  readonly sql: Sql
+  readonly staging: ConnectionPool
+  readonly #transactions: ConnectionPool
+  /** apart from the others: whoever reads page by page uses a transaction for what it does with a page */
+  readonly #reading: ConnectionPool
+  readonly limits: Limits
+  /** the role that owns every gid here, as the installation records it; set when the schema was checked */
+  ownerRole: string | undefined
+  /** its schema, its name and its owner role were checked */
+  checked = false
+
+  constructor(name: string, url: string, limits: Limits) {
+    checkParticipantName(name)
+    this.name = name
+    this.url = url
+    this.limits = limits
+    const application_name = `holdfast ${name}`.slice(0, 63)
+    // In the connection's start-up packet, so that RESET ALL comes back to them.
+    const options = {
+      connection: {
+        application_name,
+        lock_timeout: limits.lockTimeoutMs,
+        idle_in_transaction_session_timeout: limits.idleTimeoutMs,
+      },
+    }
+    this.sql = createClient(url, { connection: { application_name }, max: limits.queries, idle_timeout: 30 })
+    this.staging = new ConnectionPool(url, limits.staging, options)
+    this.#transactions = new ConnectionPool(url, limits.queries, options)
+    this.#reading = new ConnectionPool(url, limits.queries, options)
+  }
+
+  /** Runs work in a plain transaction: committed when it returns, rolled back when it throws. */
+  async transaction<T>(work: (tx: Tx) => Promise<T>): Promise<T> {
+    const connection = await this.#transactions.acquire()
+    const tx = connection.tx()
+    let clean = false
+    try {
+      const begun = connection.send('BEGIN ISOLATION LEVEL READ COMMITTED')
+      begun.catch(() => undefined)
+      const result = await connection.whileAlive(work(tx))
+      tx.end()
+      await begun
+      const [committed] = await connection.send('COMMIT')
+      clean = true
+      if (committed?.command !== 'COMMIT')
+        throw new Error('the transaction went on after a statement had failed')
+      return result
+    } catch (error) {
+      tx.end()
+      clean ||= await connection.send('ROLLBACK').then(
+        () => true,
+        () => false,
+      )
+      throw error
+    } finally {
+      await this.#transactions.release(connection, clean)
+    }
+  }
+
+  /**
+   * Reads the rows of a query page by page, in a read-only transaction of its own. Rejects when the connection is lost,
+   * but not before a running `handle` has ended.
+   */
+  async readPages<Page>(text: string, pageSize: number, handler: PageHandler<Page>): Promise<void> {
+    const connection = await this.#reading.acquire()
+    let clean = false
+    try {
+      await connection.send(
+        `BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL work_mem = '${readingMemory}'`,
+      )
+      await connection.readPages(text, pageSize, handler)
+    } finally {
+      clean = await connection.send('ROLLBACK').then(
+        () => true,
+        () => false,
+      )
+      await this.#reading.release(connection, clean)
+    }
+  }
+
+  async end(): Promise<void> {
+    const pools = [this.staging, this.#transactions, this.#reading]
+    await Promise.all([this.sql.end({ timeout: 5 }), ...pools.map((pool) => pool.end())])
+  }
+}
+
+/** For sorting what is read page by page; a sort that goes to disk costs half as much again. */
+const readingMemory = '32MB'
+
+/** Of each database. */
+export type Limits = {
+  /** connections for single statements, as many for plain transactions, and as many for reading page by page */
+  queries: number
+  /** connections for staged transactions */
+  staging: number
+  /** how long a statement waits for a lock; a deadlock over two servers is seen by nobody */
+  lockTimeoutMs: number
+  /** how long work may leave its transaction idle before the server ends it */
+  idleTimeoutMs: number
+}
+
+const defaultLimits: Limits = { queries: 4, staging: 8, lockTimeoutMs: 5_000, idleTimeoutMs: 60_000 }
+
+/** The configured databases by name. `primary` is the coordinator: decisions, outbox and batches live there. */
+export class Databases {
+  readonly primary: Participant
+  readonly #byName: ReadonlyMap<string, Participant>
+
+  constructor(urls: Readonly<Record<string, string>>, limits: Partial<Limits> = {}) {
+    const all = { ...defaultLimits, ...limits }
+    const participants = Object.entries(urls).map(([name, url]) => new Participant(name, url, all))
+    this.#byName = new Map(participants.map((p) => [p.name, p]))
+    this.primary = this.get('primary')
+  }
+
+  get names(): string[] {
+    return [...this.#byName.keys()]
+  }
+
+  get all(): Participant[] {
+    return [...this.#byName.values()]
+  }
+
+  has(name: string): boolean {
+    return this.#byName.has(name)
+  }
+
+  get(name: string): Participant {
+    const participant = this.#byName.get(name)
+    if (!participant) {
+      throw new UnknownParticipantError(
+        `no database named ${JSON.stringify(name)} is configured; known: ${this.names.join(', ')}. Add it to \`databases\` in the config`,
+      )
+    }
+    return participant
+  }
+
+  async end(): Promise<void> {
+    await Promise.all(this.all.map((p) => p.end()))
+  }
+}

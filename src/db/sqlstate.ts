@@ -1,0 +1,93 @@
+/** The SQLSTATEs that Holdfast acts upon (PostgreSQL manual, appendix A). Anything else is not interpreted. */
+export const SQLSTATE = {
+  featureNotSupported: '0A000',
+  invalidParameterValue: '22023',
+  notNullViolation: '23502',
+  uniqueViolation: '23505',
+  activeTransaction: '25001',
+  readOnlyTransaction: '25006',
+  inFailedTransaction: '25P02',
+  invalidTextRepresentation: '22P02',
+  duplicateDatabase: '42P04',
+  undefinedObject: '42704',
+  duplicateObject: '42710',
+  insufficientPrivilege: '42501',
+  undefinedTable: '42P01',
+  invalidSchemaName: '3F000',
+  outOfSlots: '53200',
+  notInPrerequisiteState: '55000',
+  lockNotAvailable: '55P03',
+  queryCanceled: '57014',
+  serializationFailure: '40001',
+  deadlockDetected: '40P01',
+  adminShutdown: '57P01',
+  crashShutdown: '57P02',
+  cannotConnectNow: '57P03',
+  idleInTransactionTimeout: '25P03',
+  /** Holdfast's own: a position, a lease or an attempt is no longer the caller's. */
+  fenced: 'HF001',
+} as const
+
+/** The SQLSTATE of a PostgreSQL error, wherever in the chain of causes it sits; undefined for other errors. */
+export function sqlstateOf(error: unknown): string | undefined {
+  for (let e: unknown = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
+    if ('code' in e && typeof e.code === 'string' && /^[0-9A-Z]{5}$/.test(e.code)) return e.code
+  }
+  return undefined
+}
+
+const networkCodes = new Set([
+  'CONNECTION_CLOSED',
+  'CONNECTION_DESTROYED',
+  'CONNECTION_ENDED',
+  'CONNECT_TIMEOUT',
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+])
+
+/**
+ * True when the server's answer was lost, so the statement may or may not have taken effect: the connection broke,
+ * or the server was going down (class 08, 57P0x, 25P03).
+ */
+export function isConnectionLoss(error: unknown): boolean {
+  const state = sqlstateOf(error)
+  if (state !== undefined) {
+    return (
+      state.startsWith('08') ||
+      state === SQLSTATE.adminShutdown ||
+      state === SQLSTATE.crashShutdown ||
+      state === SQLSTATE.cannotConnectNow ||
+      state === SQLSTATE.idleInTransactionTimeout
+    )
+  }
+  return error instanceof Error && 'code' in error && networkCodes.has(String(error.code))
+}
+
+/** True when somebody else holds what this statement wants, so the same thing may be tried again a little later. */
+export function isContention(error: unknown): boolean {
+  const state = sqlstateOf(error)
+  return (
+    state === SQLSTATE.lockNotAvailable ||
+    state === SQLSTATE.serializationFailure ||
+    state === SQLSTATE.deadlockDetected ||
+    state === SQLSTATE.outOfSlots
+  )
+}
+
+/** True when time may heal it: the server could not be reached or was busy. Anything else fails the same way again. */
+export function isPassing(error: unknown): boolean {
+  const state = sqlstateOf(error)
+  return (
+    isConnectionLoss(error) ||
+    isContention(error) ||
+    state === SQLSTATE.notInPrerequisiteState ||
+    state === SQLSTATE.queryCanceled ||
+    state === SQLSTATE.readOnlyTransaction
+  )
+}

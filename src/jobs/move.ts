@@ -1,0 +1,60 @@
+import { type Moved, quarantine, type TransitionFields, transition } from '../db/attempts.ts'
+import type { Status } from '../db/distributed-transactions.ts'
+import type { Json } from '../db/json.ts'
+import type { Tx } from '../db/tx.ts'
+import type { JobContext } from './context.ts'
+import { type Event, moveFor } from './transitions.ts'
+
+/** What else must still hold: the row that was judged, or that nobody took it over. */
+export type Only = { status?: Status; version?: string; owner?: string }
+
+/**
+ * The one way in which an attempt gets from status to status: compare-and-set by the transition table, the audit row in
+ * the same transaction, then log line and metric. Undefined when somebody else moved it: read the row again.
+ */
+export async function move(
+  ctx: JobContext,
+  attempt: string,
+  event: Event,
+  fields: TransitionFields = {},
+  only: Only = {},
+): Promise<Moved | undefined> {
+  const step = await ctx.databases.primary.transaction((tx) => moveIn(ctx, tx, attempt, event, fields, only))
+  step?.report()
+  return step?.moved
+}
+
+/** The same in the caller's transaction; `report` is called once that has committed. */
+export async function moveIn(
+  ctx: JobContext,
+  tx: Tx,
+  attempt: string,
+  event: Event,
+  fields: TransitionFields = {},
+  { status: judged, version, owner }: Only = {},
+): Promise<{ moved: Moved; report: () => void } | undefined> {
+  const { from, to } = moveFor(event)
+  const allowed = judged === undefined ? from : from.filter((status) => status === judged)
+  if (allowed.length === 0) return undefined
+  const step = { attempt, from: allowed, to, actor: ctx.lease.id, version, owner }
+  const moved = await transition(tx, step, fields)
+  return moved && { moved, report: () => ctx.telemetry.moved(to, attempt, moved) }
+}
+
+/** Marks an attempt for an operator, and raises the alert. */
+export async function setAside(
+  ctx: JobContext,
+  attempt: string,
+  why: string,
+  evidence: Record<string, Json> = {},
+  version?: string,
+): Promise<void> {
+  const row = await quarantine(ctx.databases.primary, attempt, ctx.lease.id, why, evidence, version)
+  if (row) {
+    ctx.alerts.raise({
+      kind: 'requires_manual_intervention',
+      subject: row.name,
+      message: `${row.name} requires manual intervention: ${why}. \`holdfast tx show ${row.name}\` says more`,
+    })
+  }
+}

@@ -1,0 +1,45 @@
+import type { Logger } from 'pino'
+import type { Sql } from '../db/databases.ts'
+
+const channel = 'holdfast_outbox'
+
+/** At most this often from one process, and at once when it was quiet. */
+const gapMs = 5
+
+/**
+ * Tells the relays of all processes that something was committed. NOTIFY cannot be part of a prepared transaction, so it
+ * is sent after the commit, debounced; it may be lost, polling is the floor.
+ */
+export class OutboxWakeup {
+  readonly #sql: Sql
+  readonly #log: Logger
+  #timer: NodeJS.Timeout | undefined
+  #again = false
+
+  constructor(sql: Sql, log: Logger) {
+    this.#sql = sql
+    this.#log = log
+  }
+
+  committed(): void {
+    if (this.#timer) {
+      this.#again = true
+      return
+    }
+    this.#again = false
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined
+      if (this.#again) this.committed()
+    }, gapMs)
+    this.#timer.unref()
+    this.#sql`select pg_notify(${channel}, '')`.catch((err: unknown) => {
+      this.#log.debug({ err }, 'no wake-up sent; the relays look by themselves')
+    })
+  }
+
+  /** Calls back at each wake-up, and after a lost connection; returns how to stop. */
+  async listen(onWakeup: () => void): Promise<() => Promise<void>> {
+    const subscription = await this.#sql.listen(channel, onWakeup, onWakeup)
+    return () => subscription.unlisten()
+  }
+}

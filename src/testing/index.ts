@@ -1,0 +1,5 @@
+export { fakeHoldfast } from './fake-holdfast.ts'
+export type { FakeEvent, FakeHoldfast, FakeOptions } from './fake-interface.ts'
+export type { FakeTransaction } from './fake-transactions.ts'
+export { type Sandbox, type SandboxOptions, sandboxDatabase } from './sandbox-database.ts'
+export type { Answer, Statement } from './statements.ts'

@@ -1,0 +1,231 @@
+import { z } from 'zod'
+import { InvalidConfigError } from '../db/errors.ts'
+import { messageOf } from '../db/message-of.ts'
+import type { Retention } from '../db/retention.ts'
+import { checkParticipantName } from '../db/transaction-name.ts'
+import type { AlertSettings } from '../jobs/alerts.ts'
+import type { BatchDefinition } from '../jobs/batch-definition.ts'
+import type { Operation } from '../jobs/operations.ts'
+import type { Sink } from '../jobs/sinks/sink.ts'
+
+/** What `holdfast.config.ts` exports and createHoldfast takes. */
+export type HoldfastConfig = {
+  /**
+   * postgres://… by name; `primary` is the coordinator. The value `embedded` stands for a database of the embedded
+   * PostgreSQL. Without `primary`: DATABASE_URL, and without that the embedded PostgreSQL.
+   */
+  readonly databases?: Readonly<Record<string, string>>
+  /** redis://… for the queues; without it REDIS_URL, and without that BullMQ on the primary database */
+  readonly redis?: string
+  /** a human's name for this installation */
+  readonly namespace?: string
+  readonly batches?: readonly BatchDefinition[]
+  readonly sinks?: Readonly<Record<string, Sink>>
+  /** which events go to which sinks; `*` stands for one segment, `**` for the rest. Without routes: all to all */
+  readonly routes?: readonly { readonly type: string; readonly to: readonly string[] }[]
+  /** what a crash must be able to find again, by the `operation` of a distributed transaction */
+  readonly operations?: Readonly<Record<string, Operation>>
+  /** where alerts go besides the log and the metric, and from when on something counts as stuck */
+  readonly alerts?: { readonly webhook?: string; readonly stuckAfterMs?: number }
+  /**
+   * how long ended transactions with their markers (default 30 days), the audit (default 90 days), what `once` has seen
+   * (default 30 days) and events that every sink has got (default 7 days) are kept; what `once` has seen must be kept
+   * longer than the time after which an event can come again
+   */
+  readonly retention?: Partial<Retention>
+  /** bring the schema up to date when starting; without it `holdfast migrate` does */
+  readonly migrate?: boolean
+  readonly timing?: Partial<Timing>
+}
+
+/** All in milliseconds. */
+export type Timing = {
+  /** how long a process that says nothing counts as alive; default 15,000 */
+  leaseMs: number
+  /** how long a queue job's lock lasts without renewal; default 30,000 */
+  lockMs: number
+  /** how often the outbox is looked at when nothing wakes it; default 250 */
+  pollMs: number
+  /** how often recovery looks; default 60,000 */
+  recoverEveryMs: number
+  /** how often unfinished work and schedules are asserted in the queues; default 1,000 */
+  assertEveryMs: number
+  /** how long a stopping worker may finish what it runs; default 30,000 */
+  drainMs: number
+}
+
+export type ResolvedConfig = {
+  databases: Record<string, string>
+  redis: string | undefined
+  namespace: string | undefined
+  batches: ReadonlyMap<string, BatchDefinition>
+  sinks: ReadonlyMap<string, Sink>
+  routes: readonly { readonly type: string; readonly to: readonly string[] }[] | undefined
+  operations: ReadonlyMap<string, Operation>
+  alerts: AlertSettings
+  retention: Retention
+  migrate: boolean
+  timing: Timing
+  logLevel: string
+}
+
+/** Keeps the literal types of a config, so that names in it are checked where they are used. */
+export function defineConfig<const C extends HoldfastConfig>(config: C): C {
+  return config
+}
+
+const ms = z.int().positive()
+
+const timing = z.strictObject({
+  leaseMs: ms.default(15_000),
+  lockMs: ms.default(30_000),
+  pollMs: ms.default(250),
+  recoverEveryMs: ms.default(60_000),
+  assertEveryMs: ms.default(1_000),
+  drainMs: ms.default(30_000),
+})
+
+const definition = z.custom<BatchDefinition>(
+  (value) => typeof value === 'object' && value !== null && 'process' in value && 'source' in value,
+  'is not a batch definition; make it with defineBatch',
+)
+
+const sink = z.custom<Sink>(
+  (value) =>
+    typeof value === 'object' && value !== null && 'open' in value && typeof value.open === 'function',
+  'is not a sink; make it with one of holdfast/sinks/… or defineSink',
+)
+
+const operation = z.strictObject({
+  compensate: z
+    .custom<NonNullable<Operation['compensate']>>((value) => typeof value === 'function', 'is not a function')
+    .optional(),
+})
+
+const dayMs = 24 * 60 * 60 * 1000
+
+const shape = z.strictObject({
+  databases: z.record(z.string(), z.string()).default({}),
+  redis: z.string().optional(),
+  namespace: z
+    .string()
+    .regex(/^[a-z0-9][a-z0-9-]{0,30}$/)
+    .optional(),
+  batches: z.array(definition).default([]),
+  sinks: z.record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/), sink).default({}),
+  routes: z.array(z.strictObject({ type: z.string().min(1), to: z.array(z.string()) })).optional(),
+  operations: z.record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/), operation).default({}),
+  alerts: z
+    .strictObject({ webhook: z.url().optional(), stuckAfterMs: ms.default(10 * 60 * 1000) })
+    .prefault({}),
+  retention: z
+    .strictObject({
+      transactionsMs: ms.default(30 * dayMs),
+      eventsMs: ms.default(90 * dayMs),
+      seenMs: ms.default(30 * dayMs),
+      outboxMs: ms.default(7 * dayMs),
+    })
+    .prefault({}),
+  migrate: z.boolean().default(false),
+  timing: timing.prefault({}),
+})
+
+const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']
+
+/** Joins config and environment; throws InvalidConfigError that lists every problem. */
+export function resolveConfig(
+  config: HoldfastConfig,
+  env: Readonly<Record<string, string | undefined>>,
+): ResolvedConfig {
+  const parsed = shape.safeParse(config)
+  if (!parsed.success) {
+    throw new InvalidConfigError(
+      parsed.error.issues.map(
+        (issue) => `config${issue.path.map((p) => `.${String(p)}`).join('')}: ${issue.message}`,
+      ),
+    )
+  }
+  const {
+    databases,
+    redis,
+    namespace,
+    batches,
+    sinks,
+    routes,
+    operations,
+    alerts,
+    retention,
+    migrate,
+    timing,
+  } = parsed.data
+  const problems: string[] = []
+  const urls = databaseUrls(databases, env, problems)
+  const redisUrl = redis ?? present(env.REDIS_URL)
+  if (redisUrl !== undefined && !/^rediss?:\/\//.test(redisUrl))
+    problems.push('redis: the URL starts with redis:// or rediss://')
+  const logLevel = present(env.LOG_LEVEL) ?? 'info'
+  if (!logLevels.includes(logLevel)) problems.push(`LOG_LEVEL is one of ${logLevels.join(', ')}`)
+  for (const route of routes ?? []) {
+    for (const to of route.to) {
+      if (!(to in sinks))
+        problems.push(`routes: ${route.type} goes to the sink ${to}, which is not configured`)
+    }
+  }
+  for (const [i, batch] of batches.entries()) {
+    if (batches.findIndex((other) => other.name === batch.name) < i)
+      problems.push(`batches: two are named ${batch.name}`)
+  }
+  if (problems.length > 0) throw new InvalidConfigError(problems)
+  return {
+    databases: urls,
+    redis: redisUrl,
+    namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
+    batches: new Map(batches.map((batch) => [batch.name, batch])),
+    sinks: new Map(Object.entries(sinks)),
+    routes,
+    operations: new Map(
+      Object.entries(operations).map(([name, { compensate }]) => [name, compensate ? { compensate } : {}]),
+    ),
+    alerts: { webhook: alerts.webhook, stuckAfterMs: alerts.stuckAfterMs },
+    retention,
+    migrate,
+    timing,
+    logLevel,
+  }
+}
+
+function databaseUrls(
+  declared: Readonly<Record<string, string>>,
+  env: Readonly<Record<string, string | undefined>>,
+  problems: string[],
+): Record<string, string> {
+  const urls: Record<string, string> = {
+    primary: declared.primary ?? present(env.DATABASE_URL) ?? 'embedded',
+  }
+  for (const [name, url] of Object.entries(declared)) if (name !== 'primary') urls[name] = url
+  for (const name of Object.keys(urls)) {
+    try {
+      checkParticipantName(name)
+    } catch (error) {
+      problems.push(`databases: ${messageOf(error)}`)
+    }
+  }
+  for (const [variable, value] of Object.entries(env)) {
+    const match = /^HOLDFAST_DATABASE_([A-Z0-9_]+)_URL$/.exec(variable)
+    if (!match || present(value) === undefined) continue
+    const name = Object.keys(urls).find((n) => n.toUpperCase().replaceAll('-', '_') === match[1])
+    if (name === undefined)
+      problems.push(`${variable} names a database that the config does not declare; add it to \`databases\``)
+    else urls[name] = value ?? ''
+  }
+  for (const [name, url] of Object.entries(urls)) {
+    if (url !== 'embedded' && !/^postgres(ql)?:\/\//.test(url)) {
+      problems.push(`databases.${name}: a URL starts with postgres:// (or the value is embedded)`)
+    }
+  }
+  return urls
+}
+
+function present(value: string | undefined): string | undefined {
+  return value === undefined || value === '' ? undefined : value
+}

@@ -1,0 +1,85 @@
+import { resolve } from 'node:path'
+import type { Logger } from 'pino'
+import { createDatabase } from '../db/create-database.ts'
+import { Databases } from '../db/databases.ts'
+import { type EmbeddedServer, startEmbedded } from '../db/embedded/server.ts'
+import { checkSchema, migrate } from '../db/migrate.ts'
+import type { WorkerKind } from '../db/workers.ts'
+import { createJobContext, type JobContext } from '../jobs/context.ts'
+import { eventLimits } from '../jobs/event-limits.ts'
+import type { ResolvedConfig } from './config.ts'
+import { migrateQueues, Queues } from './queues.ts'
+
+/** Everything a process is made of: the composition root. */
+export type Context = JobContext & {
+  config: ResolvedConfig
+  queues: Queues
+  close(): Promise<void>
+}
+
+/** Opens databases and queues; starts nothing. What it opened is closed again when it throws. */
+export async function createContext(config: ResolvedConfig, kind: WorkerKind, log: Logger): Promise<Context> {
+  const opened: (() => Promise<void>)[] = []
+  const close = async () => {
+    for (const undo of opened.splice(0).toReversed()) await undo()
+  }
+  try {
+    const urls = await embeddedUrls(config.databases, (server) => opened.push(() => server.release()))
+    // Each relay holds a connection for reading and one for its pages; an installation has four shards.
+    const relays = 4 * config.sinks.size
+    const databases = new Databases(urls, { queries: 4 + relays, staging: 8 + relays })
+    opened.push(() => databases.end())
+    if (config.migrate) await migrateAll(databases, config)
+    const installation = (await checkSchema(databases)).id
+    const { operations, alerts, timing } = config
+    const job = await createJobContext({
+      databases,
+      installation,
+      kind,
+      leaseMs: timing.leaseMs,
+      log,
+      operations,
+      alerts,
+      eventLimit: eventLimits(config.sinks, config.routes),
+    })
+    opened.push(() => job.lease.end())
+    const queues = new Queues({
+      redis: config.redis,
+      postgres: databases.primary.url,
+      installation,
+      lockMs: config.timing.lockMs,
+      log,
+    })
+    opened.push(() => queues.close())
+    return { ...job, config, queues, close }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+/** Brings databases and queues to this code's schema. */
+export async function migrateAll(
+  databases: Databases,
+  config: ResolvedConfig,
+  options: { roles?: boolean } = {},
+): Promise<{ applied: string[] }> {
+  // The queues' tables first: the roles get their rights on them.
+  if (config.redis === undefined) await migrateQueues(databases.primary.url)
+  return migrate(databases, config.namespace, options)
+}
+
+/** Starts the embedded server if a database asks for it, and creates the databases in it. */
+export async function embeddedUrls(
+  databases: Readonly<Record<string, string>>,
+  onStarted: (server: EmbeddedServer) => void,
+): Promise<Record<string, string>> {
+  if (!Object.values(databases).includes('embedded')) return { ...databases }
+  const server = await startEmbedded({ dir: resolve('.holdfast') })
+  onStarted(server)
+  const urls: Record<string, string> = {}
+  for (const [name, url] of Object.entries(databases)) {
+    urls[name] = url === 'embedded' ? await createDatabase(server.url, `holdfast_${name}`) : url
+  }
+  return urls
+}

@@ -1,0 +1,218 @@
+import { randomUUID } from 'node:crypto'
+import type { StandardSchemaV1 } from '@standard-schema/spec'
+import type { BatchJob } from '../db/batch-jobs.ts'
+import { findBatchJob } from '../db/batch-jobs.ts'
+import {
+  type DistributedTransaction,
+  type ListFilter,
+  listTransactions,
+} from '../db/distributed-transactions.ts'
+import { InvalidConfigError } from '../db/errors.ts'
+import type { EventRunner } from '../db/event-runner.ts'
+import { recordSeen } from '../db/inbox-seen.ts'
+import { appendEvents, type NewEvent } from '../db/outbox.ts'
+import { type Begun, beginDistributed } from '../jobs/begin.ts'
+import type { BeginOptions } from '../jobs/begin-options.ts'
+import { commitDistributed, rollbackDistributed } from '../jobs/coordinator.ts'
+import type { Progress } from '../jobs/finish.ts'
+import { type Outcome, outcome } from '../jobs/outcome.ts'
+import { enqueueBatchJob, type WaitOptions, waitForBatch } from '../jobs/run-batch.ts'
+import { type RunResult, type RunSpec, runDistributed } from '../jobs/run-distributed.ts'
+import type { Work } from '../jobs/stage-work.ts'
+import { type VoteOptions, type VoteResult, vote } from '../jobs/vote.ts'
+import { type HoldfastConfig, resolveConfig } from './config.ts'
+import { type Context, createContext } from './context.ts'
+import { createLog } from './log.ts'
+import { batchQueueJob, WorkerService } from './worker.ts'
+
+type DatabaseName<C> = C extends { databases: infer D } ? (keyof D & string) | 'primary' : string
+type BatchName<C> = C extends { batches: readonly (infer B)[] }
+  ? B extends { name: infer N }
+    ? N
+    : string
+  : string
+
+type StagedBy<W> = { [K in keyof W]: W[K] extends (...args: never[]) => infer R ? Awaited<R> : never }
+
+export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
+  /**
+   * Runs work on one database (`primary`) or several, prepares all of it and returns. From then on it is durable,
+   * invisible, locked and named, until it is committed or rolled back by name, here or in another process.
+   *
+   * Throws HOLDFAST_INVALID_NAME, HOLDFAST_NAME_IN_USE, HOLDFAST_UNKNOWN_PARTICIPANT, HOLDFAST_NOT_PREPARED (with the
+   * database's error as cause), HOLDFAST_NO_SLOTS, HOLDFAST_TWO_PHASE_DISABLED, or the work's own error; then nothing
+   * is left prepared.
+   */
+  beginDistributed<T>(name: string, work: Work<T>, options?: BeginOptions): Promise<Begun<T>>
+  beginDistributed<W extends { readonly [K in DatabaseName<C>]?: Work<unknown> }>(
+    name: string,
+    work: W & { readonly [K in Exclude<keyof W, DatabaseName<C>>]: never },
+    options?: BeginOptions,
+  ): Promise<Begun<StagedBy<W>>>
+  /** Commits everywhere. Again is harmless; after a rollback it throws HOLDFAST_ROLLED_BACK. */
+  commitDistributed(name: string): Promise<Progress<'committed' | 'committing'>>
+  /** Rolls back everywhere. Again is harmless; after a commit it throws HOLDFAST_COMMITTED. */
+  rollbackDistributed(name: string, reason?: string): Promise<Progress<'rolled_back' | 'rolling_back'>>
+  /**
+   * Stage, effects, commit in one call; when effects throw: roll back, compensate, and the error comes back. Called again
+   * with the same name it resumes what is there: see the class of races in its source, and docs/protocol.md.
+   *
+   * `staged` is what the work returned, `result` what effects returned, both as JSON carries them. Throws what
+   * beginDistributed throws, HOLDFAST_NAME_IN_USE while another run of the name lives, HOLDFAST_ROLLED_BACK when the
+   * deadline or an operator rolled it back meanwhile, or the error of the effects.
+   */
+  runDistributed<T, R = void>(
+    name: string,
+    spec: RunSpec<T, R> & { stage: Work<T> },
+  ): Promise<RunResult<T, R>>
+  runDistributed<W extends { readonly [K in DatabaseName<C>]?: Work<unknown> }, R = void>(
+    name: string,
+    spec: Omit<RunSpec<StagedBy<W>, R>, 'stage'> & { stage: W },
+  ): Promise<RunResult<StagedBy<W>, R>>
+  /** What became of a name, with the evidence that was looked at. */
+  outcome(name: string): Promise<Outcome>
+  /**
+   * A service's vote on a transaction that awaits it. The last `ready` commits, the first `abort` rolls back. The same
+   * vote again changes nothing. Throws HOLDFAST_VOTE_CONFLICT, HOLDFAST_UNKNOWN_PARTICIPANT, HOLDFAST_NOT_ALLOWED (wrong
+   * token), and HOLDFAST_ROLLED_BACK for a `ready` that comes too late.
+   */
+  vote(name: string, service: string, choice: 'ready' | 'abort', options?: VoteOptions): Promise<VoteResult>
+  /** What is not at its end or needs an operator, oldest first; or what has a given status, newest first. */
+  listDistributed(filter?: ListFilter): Promise<DistributedTransaction[]>
+  /** This process's metrics in Prometheus' text format. */
+  metrics(): Promise<string>
+  /** Appends events to the outbox in the caller's transaction; they go out exactly if it commits. Returns their ids. */
+  publish(tx: EventRunner, events: NewEvent | readonly NewEvent[]): Promise<string[]>
+  /**
+   * Records, in the transaction that does a consumer's work, that it has seen an event. True: it is new, do the work.
+   * False: a transaction that committed has done it. Works in every database that takes part, each by itself.
+   *
+   * While another transaction that has recorded the same event is open or prepared, this waits for its end: false when
+   * it commits, true when it rolls back. A `lock_timeout` ends the wait (55P03). Under REPEATABLE READ and SERIALIZABLE
+   * it throws 40001 for a row that was committed after the snapshot: roll back and run the whole transaction again.
+   * Who records several events in one transaction does it in one order everywhere, or two may deadlock (40P01).
+   *
+   * It is remembered for `retention.seenMs` (default 30 days); an event that comes again later is new. Ids are unique
+   * for one source: with several sources, put the source into the consumer. Both are texts of 1 to 200 characters, or it
+   * throws HOLDFAST_INVALID_PAYLOAD, as for what is no transaction.
+   */
+  once(tx: EventRunner, consumer: string, eventId: string): Promise<boolean>
+  readonly batches: {
+    /** Enqueues a batch job; its parameters are validated first (HOLDFAST_INVALID_PAYLOAD). */
+    enqueue<P>(
+      batch: { readonly name: string; readonly params?: StandardSchemaV1<unknown, P> } | BatchName<C>,
+      params?: P,
+    ): Promise<{ jobId: string }>
+    get(jobId: string): Promise<BatchJob | undefined>
+    /** Waits until a job (its id, or what enqueue returned) has ended, or the signal aborts; returns it as it is then. */
+    wait(job: string | { jobId: string }, options?: WaitOptions): Promise<BatchJob>
+  }
+  /** Runs the workers in this process as well. */
+  start(): Promise<void>
+  /** Stops the workers within the drain deadline and closes every connection. Idempotent. */
+  close(): Promise<void>
+}
+
+/** Opens a Holdfast that produces; `start()` makes it work as well. Throws HOLDFAST_INVALID_CONFIG and schema errors. */
+export async function createHoldfast<const C extends HoldfastConfig>(config: C): Promise<Holdfast<C>> {
+  const resolved = resolveConfig(config, process.env)
+  const ctx = await createContext(resolved, 'producer', createLog(resolved.logLevel, 'holdfast'))
+  return new Instance(ctx)
+}
+
+class Instance implements Holdfast {
+  readonly #ctx: Context
+  #workers: WorkerService | undefined
+  #closed: Promise<void> | undefined
+
+  constructor(ctx: Context) {
+    this.#ctx = ctx
+  }
+
+  async beginDistributed(name: string, work: unknown, options?: BeginOptions): Promise<never> {
+    return (await beginDistributed(this.#ctx, name, work as Work<unknown>, options)) as never
+  }
+
+  commitDistributed(name: string): Promise<Progress<'committed' | 'committing'>> {
+    return commitDistributed(this.#ctx, name)
+  }
+
+  rollbackDistributed(
+    name: string,
+    reason = 'rolled back by the caller',
+  ): Promise<Progress<'rolled_back' | 'rolling_back'>> {
+    return rollbackDistributed(this.#ctx, name, reason)
+  }
+
+  async runDistributed(name: string, spec: unknown): Promise<never> {
+    return (await runDistributed(this.#ctx, name, spec as RunSpec<unknown, unknown>)) as never
+  }
+
+  outcome(name: string): Promise<Outcome> {
+    return outcome(this.#ctx, name)
+  }
+
+  vote(name: string, service: string, choice: 'ready' | 'abort', options?: VoteOptions): Promise<VoteResult> {
+    return vote(this.#ctx, name, service, choice, options)
+  }
+
+  listDistributed(filter?: ListFilter): Promise<DistributedTransaction[]> {
+    return listTransactions(this.#ctx.databases.primary.sql, filter)
+  }
+
+  metrics(): Promise<string> {
+    return this.#ctx.telemetry.registry.metrics()
+  }
+
+  publish(tx: EventRunner, events: NewEvent | readonly NewEvent[]): Promise<string[]> {
+    return appendEvents(tx, events, this.#ctx.eventLimit)
+  }
+
+  once(tx: EventRunner, consumer: string, eventId: string): Promise<boolean> {
+    return recordSeen(tx, consumer, eventId)
+  }
+
+  readonly batches = {
+    enqueue: (batch: string | { readonly name: string }, params?: unknown) =>
+      this.#enqueueBatch(batch, params),
+    get: (jobId: string) => findBatchJob(this.#ctx.databases.primary.sql, jobId),
+    wait: (job: string | { jobId: string }, options?: WaitOptions) =>
+      waitForBatch(this.#ctx, typeof job === 'string' ? job : job.jobId, options),
+  }
+
+  async start(): Promise<void> {
+    if (this.#workers) return
+    this.#workers = new WorkerService(this.#ctx)
+    await this.#workers.start()
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  async #close(): Promise<void> {
+    if (this.#workers && !(await this.#workers.stop())) {
+      this.#ctx.log.warn('the drain deadline passed; what still runs is resumed elsewhere')
+    }
+    await this.#ctx.close()
+  }
+
+  /** The row is the job; the queue only says that it is there, and workers assert that from the row. */
+  async #enqueueBatch(
+    batch: string | { readonly name: string },
+    params: unknown,
+  ): Promise<{ jobId: string }> {
+    const name = typeof batch === 'string' ? batch : batch.name
+    const definition = this.#ctx.config.batches.get(name)
+    if (!definition) {
+      const known = [...this.#ctx.config.batches.keys()].join(', ') || 'none'
+      throw new InvalidConfigError([`no batch named ${JSON.stringify(name)} is configured; known: ${known}`])
+    }
+    const { jobId } = await enqueueBatchJob(this.#ctx, definition, params, randomUUID())
+    await this.#ctx.queues.add('batch', batchQueueJob(jobId)).catch((error: unknown) => {
+      this.#ctx.log.warn({ err: error, jobId }, 'recorded, but not queued yet; a worker will')
+    })
+    return { jobId }
+  }
+}

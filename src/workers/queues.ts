@@ -1,0 +1,179 @@
+import {
+  createPostgresBackend,
+  type IQueueBackend,
+  type Job,
+  type JobProgress,
+  Queue,
+  runMigrations,
+  Worker,
+} from 'bullmq'
+import { Client } from 'pg'
+import type { Logger } from 'pino'
+import { within } from '../db/within.ts'
+
+/**
+ * The queues are BullMQ's: on Redis, or on PostgreSQL by BullMQ's own backend where no Redis is configured. They
+ * hold nothing that is not in our tables as well: jobs are removed when they end, and what is unfinished in a table
+ * is added again under the same job id, which is a no-op while it is there.
+ */
+const queueNames = ['outbox', 'cleanup', 'batch', 'jobs'] as const
+export type QueueName = (typeof queueNames)[number]
+
+export type QueueSettings = {
+  /** redis://…; absent: PostgreSQL */
+  redis: string | undefined
+  /** the primary database */
+  postgres: string
+  installation: string
+  lockMs: number
+  log: Logger
+}
+
+/** How long the queues may take to answer; the tables know what was to be queued. */
+const answerMs = 5_000
+
+export type QueuedJob = { name: string; id: string; data: Record<string, string> }
+
+export type Processor = (
+  job: { name: string; data: Record<string, string> },
+  signal: AbortSignal,
+) => Promise<void>
+
+/** The schema of BullMQ's PostgreSQL backend. */
+const schema = 'holdfast_bullmq'
+
+/** Creates or upgrades BullMQ's own tables. Safe when several processes do it at once. */
+export async function migrateQueues(postgres: string): Promise<void> {
+  const client = new Client({ connectionString: postgres })
+  await client.connect()
+  try {
+    await runMigrations(client, schema)
+  } finally {
+    await client.end()
+  }
+}
+
+// The two backends give Queue and Worker different types; this is what both have and we use.
+type AnyQueue = Pick<Queue, 'add' | 'close' | 'upsertJobScheduler' | 'obliterate'>
+type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs'> & { waitUntilReady(): Promise<unknown> }
+
+export class Queues {
+  readonly #settings: QueueSettings
+  readonly #queues = new Map<QueueName, AnyQueue>()
+  readonly #workers: AnyWorker[] = []
+
+  constructor(settings: QueueSettings) {
+    this.#settings = settings
+  }
+
+  /** Adds a job unless one with its id is queued or running. It leaves no trace when it ends. */
+  async add(queue: QueueName, job: QueuedJob): Promise<void> {
+    const options = { jobId: job.id, removeOnComplete: true, removeOnFail: true }
+    await within(
+      answerMs,
+      `adding to the queue ${queue}`,
+      this.#queue(queue).add(job.name, job.data, options),
+    )
+  }
+
+  /** Asserts a schedule; asserting it again changes nothing. */
+  async schedule(queue: QueueName, job: QueuedJob, everyMs: number): Promise<void> {
+    const opts = { removeOnComplete: true, removeOnFail: true }
+    const scheduled = this.#queue(queue).upsertJobScheduler(
+      job.id,
+      { every: everyMs },
+      { name: job.name, data: job.data, opts },
+    )
+    await within(answerMs, `scheduling in the queue ${queue}`, scheduled)
+  }
+
+  /** Starts to work on a queue. The signal aborts when the job's lock is lost or the worker stops. */
+  async work(queue: QueueName, concurrency: number, process: Processor): Promise<void> {
+    const { lockMs, redis } = this.#settings
+    const options = {
+      concurrency,
+      lockDuration: lockMs,
+      stalledInterval: lockMs,
+      // A worker that was killed is not the job's fault; what it must not repeat is fenced in PostgreSQL.
+      maxStalledCount: 2_147_483_647,
+      // How long a blocking fetch waits before it looks again, in seconds.
+      drainDelay: 1,
+    }
+    const run = async (job: Job, _token?: string, signal?: AbortSignal): Promise<void> => {
+      await process(
+        { name: job.name, data: job.data as Record<string, string> },
+        signal ?? new AbortController().signal,
+      )
+    }
+    const worker: AnyWorker =
+      redis === undefined
+        ? this.#observe(new Worker(queue, run, { ...options, ...this.#onPostgres() }, createPostgresBackend))
+        : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(redis) }))
+    this.#workers.push(worker)
+    await worker.waitUntilReady()
+  }
+
+  /** Stops taking jobs, tells the running ones to stop, and waits for them. */
+  async drain(): Promise<void> {
+    await Promise.all(
+      this.#workers.splice(0).map((worker) => {
+        worker.cancelAllJobs('the worker stops')
+        return worker.close()
+      }),
+    )
+  }
+
+  async close(): Promise<void> {
+    await this.drain()
+    const queues = [...this.#queues.values()]
+    this.#queues.clear()
+    // A queue that cannot be reached cannot say goodbye; what is in it does not depend on that.
+    await Promise.allSettled(queues.map((queue) => within(answerMs, 'closing a queue', queue.close())))
+  }
+
+  /** Removes the queues with all that is in them; the tables know what was unfinished. */
+  async obliterate(): Promise<void> {
+    for (const name of queueNames) await this.#queue(name).obliterate({ force: true })
+  }
+
+  #queue(name: QueueName): AnyQueue {
+    const known = this.#queues.get(name)
+    if (known) return known
+    const { redis, log } = this.#settings
+    const onError = (err: Error) => log.warn({ err, queue: name }, 'queue connection')
+    let queue: AnyQueue
+    if (redis === undefined) {
+      const onPostgres = new Queue(name, this.#onPostgres(), createPostgresBackend)
+      onPostgres.on('error', onError)
+      queue = onPostgres
+    } else {
+      const onRedis = new Queue(name, this.#onRedis(redis))
+      onRedis.on('error', onError)
+      queue = onRedis
+    }
+    this.#queues.set(name, queue)
+    return queue
+  }
+
+  #observe<B extends IQueueBackend, C>(worker: Worker<unknown, void, string, B, JobProgress, C>): AnyWorker {
+    const { log } = this.#settings
+    worker.on('error', (err) => log.warn({ err, queue: worker.name }, 'queue connection'))
+    worker.on('failed', (job, err) => log.error({ err, queue: worker.name, jobId: job?.id }, 'job failed'))
+    worker.on('lockRenewalFailed', (ids) => {
+      for (const id of ids) worker.cancelJob(id, 'its lock was lost')
+    })
+    return worker
+  }
+
+  #onPostgres() {
+    return { connection: { connectionString: this.#settings.postgres, schema, max: 4 } }
+  }
+
+  #onRedis(url: string) {
+    // The hash tag keeps a queue's keys on one node of a cluster.
+    return {
+      connection: { url, maxRetriesPerRequest: null },
+      prefix: `{holdfast-${this.#settings.installation}}`,
+    }
+  }
+}

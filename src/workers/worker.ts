@@ -1,0 +1,155 @@
+import { listUnfinishedBatchJobs } from '../db/batch-jobs.ts'
+import { sinceLastRun } from '../db/job-runs.ts'
+import { recordSnapshot } from '../db/outbox-snapshots.ts'
+import { cleanStaleTransactions, cleanUpJob } from '../jobs/clean-stale-transactions.ts'
+import { compensate, dueCompensations } from '../jobs/compensate.ts'
+import { watchOutbox } from '../jobs/outbox-alerts.ts'
+import { recover } from '../jobs/recovery.ts'
+import { runBatch } from '../jobs/run-batch.ts'
+import type { Context } from './context.ts'
+import { Loop } from './loop.ts'
+import { OutboxService } from './outbox-service.ts'
+
+const hourMs = 60 * 60 * 1000
+const overdueMs = 2 * hourMs
+
+/**
+ * The worker side of a process: recovery at boot and every minute, the queues, and the loop that asserts in them what
+ * the tables say is unfinished.
+ */
+export class WorkerService {
+  readonly #ctx: Context
+  readonly #outbox: OutboxService
+  readonly #running = new Set<string>()
+  readonly #loops: Loop[] = []
+  readonly #stopping = new AbortController()
+  #stopped: Promise<void> | undefined
+
+  constructor(ctx: Context) {
+    this.#ctx = ctx
+    this.#outbox = new OutboxService(ctx)
+  }
+
+  async start(): Promise<void> {
+    const { config, queues, log, lease } = this.#ctx
+    await lease.hold()
+    await this.#outbox.start()
+    await this.#recover()
+    await queues.work('outbox', this.#outbox.concurrency, ({ data }, signal) => this.#publish(data, signal))
+    await queues.work('batch', 2, ({ data }, signal) => this.#runBatch(data, signal))
+    await queues.work('cleanup', 1, async (_job, signal) => {
+      await cleanStaleTransactions(this.#ctx, config.retention, this.#either(signal))
+    })
+    await queues.work('jobs', 4, ({ data }, signal) => this.#compensate(data, signal))
+    this.#loops.push(
+      new Loop('recovery', config.timing.recoverEveryMs, () => this.#recover(), log),
+      new Loop('assert queues', config.timing.assertEveryMs, () => this.#assertQueues(), log),
+    )
+    await this.#assertQueues()
+    for (const loop of this.#loops) loop.start()
+    log.info(
+      { worker: lease.id, batches: [...config.batches.keys()], sinks: this.#outbox.sinks },
+      'worker started',
+    )
+  }
+
+  /**
+   * Stops taking jobs, lets the running ones end where they can be resumed, and closes. Idempotent. Resolves to false
+   * when the deadline passed first: what still runs is resumed elsewhere.
+   */
+  async stop(): Promise<boolean> {
+    this.#stopped ??= this.#stop()
+    let timer: NodeJS.Timeout | undefined
+    const deadline = new Promise<false>((resolve) => {
+      timer = setTimeout(() => resolve(false), this.#ctx.config.timing.drainMs)
+    })
+    try {
+      return await Promise.race([this.#stopped.then(() => true as const), deadline])
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  async #stop(): Promise<void> {
+    this.#stopping.abort()
+    await Promise.all(this.#loops.map((loop) => loop.stop()))
+    await this.#ctx.queues.drain()
+    await this.#outbox.stop()
+  }
+
+  async #recover(): Promise<void> {
+    const report = await recover(this.#ctx, { signal: this.#stopping.signal })
+    if (report.committed + report.rolledBack + report.failed > 0) this.#ctx.log.info(report, 'recovered')
+    await this.#checkOverdue()
+    await recordSnapshot(this.#ctx.databases.primary)
+    await watchOutbox(this.#ctx)
+  }
+
+  /** Reports exist of schedulers that stop; what counts is the last success that PostgreSQL knows of. */
+  async #checkOverdue(): Promise<void> {
+    const sinceMs = (await sinceLastRun(this.#ctx.databases.primary.sql, cleanUpJob)) ?? 0
+    if (sinceMs < overdueMs) return
+    this.#ctx.alerts.raise({
+      kind: 'overdue',
+      subject: cleanUpJob,
+      message: `${cleanUpJob} last succeeded ${Math.round(sinceMs / 60_000)} minutes ago, it is due every hour`,
+    })
+  }
+
+  /** Adds what the tables say is unfinished; what is in the queue already stays as it is. */
+  async #assertQueues(): Promise<void> {
+    const { queues, config, databases } = this.#ctx
+    await queues.schedule('cleanup', { name: cleanUpJob, id: cleanUpJob, data: {} }, hourMs)
+    for (const job of this.#outbox.jobs()) await queues.add('outbox', job)
+    for (const job of await listUnfinishedBatchJobs(databases.primary.sql)) {
+      if (config.batches.has(job.batch)) await queues.add('batch', batchQueueJob(job.id))
+    }
+    for (const { attempt } of await dueCompensations(this.#ctx)) {
+      await queues.add('jobs', { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
+    }
+  }
+
+  async #compensate(data: Record<string, string>, signal: AbortSignal): Promise<void> {
+    const { attempt = '' } = data
+    await this.#once(`compensate ${attempt}`, async () => {
+      await compensate(this.#ctx, attempt, this.#either(signal))
+    })
+  }
+
+  async #publish(data: Record<string, string>, signal: AbortSignal): Promise<void> {
+    const { sink = '', shard = '0' } = data
+    await this.#once(`outbox ${sink} ${shard}`, () =>
+      this.#outbox.publish(sink, Number(shard), this.#either(signal)),
+    )
+  }
+
+  async #runBatch(data: Record<string, string>, signal: AbortSignal): Promise<void> {
+    const { jobId = '' } = data
+    await this.#once(`batch ${jobId}`, async () => {
+      await runBatch(this.#ctx, this.#ctx.config.batches, jobId, this.#either(signal))
+    })
+  }
+
+  /**
+   * Within one process the same work runs once. When BullMQ delivers it a second time here (the lock was lost), the
+   * first run's pages and chunks are of a live owner, namely ourselves, and must not be resolved under its feet.
+   */
+  async #once(key: string, run: () => Promise<void>): Promise<void> {
+    if (this.#running.has(key)) return
+    this.#running.add(key)
+    try {
+      await run()
+    } finally {
+      this.#running.delete(key)
+    }
+  }
+
+  #either(signal: AbortSignal): AbortSignal {
+    return AbortSignal.any([signal, this.#stopping.signal])
+  }
+}
+
+/** The queue job of a batch job. BullMQ takes no colon in a job id; ours has none. */
+export function batchQueueJob(jobId: string): { name: string; id: string; data: Record<string, string> } {
+  return { name: 'run-batch', id: jobId, data: { jobId } }
+}

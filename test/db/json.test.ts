@@ -1,0 +1,44 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { InvalidPayloadError } from '../../src/db/errors.ts'
+import { encodeJson } from '../../src/db/json.ts'
+
+const cyclic: Record<string, unknown> = {}
+cyclic.self = cyclic
+
+describe('encodeJson', () => {
+  it.each([
+    ['undefined', undefined],
+    ['a function', { f: () => 1 }],
+    ['a symbol', { s: Symbol('x') }],
+    ['a bigint', { n: 1n }],
+    ['NaN', { n: Number.NaN }],
+    ['Infinity', [Number.POSITIVE_INFINITY]],
+    ['a Map', { m: new Map() }],
+    ['a class instance', { e: new Error('x') }],
+    ['a cycle', cyclic],
+    ['undefined in an array', [undefined]],
+    ['U+0000', { s: 'a\u0000b' }],
+    ['U+0000 in a key', { 'a\u0000b': 1 }],
+    ['a lone surrogate', '\ud800'],
+  ])('refuses %s, naming the place', (_what, value) => {
+    expect(() => encodeJson(value, 'event.data')).toThrow(InvalidPayloadError)
+    expect(() => encodeJson(value, 'event.data')).toThrow(/^event\.data/)
+  })
+
+  it('takes what JSON can carry, and dates as text', () => {
+    fc.assert(
+      fc.property(fc.json(), (text) => {
+        const value: unknown = JSON.parse(text)
+        if (text.includes(String.raw`\u0000`)) return
+        try {
+          expect(JSON.parse(encodeJson(value, 'x'))).toEqual(value)
+        } catch (error) {
+          expect(error).toBeInstanceOf(InvalidPayloadError)
+          expect((error as Error).message).toMatch(/surrogate|U\+0000/)
+        }
+      }),
+    )
+    expect(encodeJson({ at: new Date(0), gone: undefined }, 'x')).toBe('{"at":"1970-01-01T00:00:00.000Z"}')
+  })
+})

@@ -1,0 +1,104 @@
+import { join } from 'node:path'
+import { describe, expect, inject, it } from 'vitest'
+import type { JobContext } from '../../src/jobs/context.ts'
+import { enqueueBatchJob } from '../../src/jobs/run-batch.ts'
+import { newDatabases, openContext } from '../support/database.ts'
+import { preparedGids } from '../support/prepared-gids.ts'
+import { HoldfastProcess } from '../support/process.ts'
+import { copyBatch } from '../support/scenarios.ts'
+
+const config = join(inject('compiled'), 'test/support/worker.config.js')
+const redis = inject('redis')
+const backends = [
+  ['PostgreSQL', {}] as const,
+  ...(redis === undefined ? [] : [['Redis', { REDIS_URL: redis }] as const]),
+]
+const rows = 2_000
+
+async function arrange(): Promise<{ ctx: JobContext; env: Record<string, string> }> {
+  const urls = await newDatabases({ billing: 'west' })
+  const ctx = await openContext(urls)
+  await ctx.databases.primary.sql`create table source as select generate_series(1, ${rows}::int) as id`
+  await ctx.databases.primary.sql`alter table source add primary key (id)`
+  await ctx.databases.primary.sql`create table target (id int)`
+  return { ctx, env: { DATABASE_URL: urls.primary ?? '', HOLDFAST_DATABASE_BILLING_URL: urls.billing ?? '' } }
+}
+
+async function expectAllOnce(ctx: JobContext): Promise<void> {
+  const { primary } = ctx.databases
+  expect(await primary.sql`select count(*)::int, count(distinct id)::int as ids from target`).toEqual([
+    { count: rows, ids: rows },
+  ])
+  await expect
+    .poll(
+      async () =>
+        (await ctx.databases.get('billing').sql`select count(*)::int from holdfast.inbox`)[0]?.count,
+    )
+    .toBe(rows)
+  const inbox = await ctx.databases.get('billing').sql`
+    select count(distinct event_id)::int as events, count(distinct subject)::int as subjects from holdfast.inbox`
+  expect(inbox).toEqual([{ events: rows, subjects: rows }])
+}
+
+describe.each(backends)('holdfast worker with its queues on %s', (_name, queues) => {
+  it('runs what is enqueued, delivers its events, and drains on SIGTERM', async () => {
+    const { ctx, env } = await arrange()
+    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, ...queues })
+    await worker.says('worker started')
+    await enqueueBatchJob(ctx, copyBatch, {}, 'test')
+    await worker.says('batch job completed')
+    await expectAllOnce(ctx)
+    worker.child.kill('SIGTERM')
+    expect(await worker.ended).toMatchObject({ code: 0, stdout: '' })
+    expect(await ctx.databases.primary.sql`select 1 from holdfast.workers where kind = 'worker'`).toEqual([])
+    expect(await preparedGids(ctx)).toEqual([])
+  })
+
+  it('stops between chunks on SIGTERM, and another worker goes on there', async () => {
+    const { ctx, env } = await arrange()
+    const { jobId } = await enqueueBatchJob(ctx, copyBatch, {}, 'test')
+    const first = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, ...queues })
+    await first.says('worker started')
+    await expect
+      .poll(async () => (await ctx.databases.primary.sql`select 1 from holdfast.batch_positions`).length)
+      .toBeGreaterThan(0)
+    first.child.kill('SIGTERM')
+    expect(await first.ended).toMatchObject({ code: 0 })
+    expect(await preparedGids(ctx)).toEqual([])
+    const second = new HoldfastProcess(['worker', '-c', config], { ...env, ...queues })
+    const [job] = await ctx.databases.primary.sql`select status from holdfast.batch_jobs where id = ${jobId}`
+    if (job?.status !== 'completed') await second.says('batch job completed')
+    await expectAllOnce(ctx)
+  })
+
+  it('takes over from a worker that was killed', async () => {
+    const { ctx, env } = await arrange()
+    await enqueueBatchJob(ctx, copyBatch, {}, 'test')
+    const first = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, ...queues })
+    await first.says('worker started')
+    await expect
+      .poll(async () => (await ctx.databases.primary.sql`select 1 from holdfast.batch_positions`).length)
+      .toBeGreaterThan(0)
+    first.child.kill('SIGKILL')
+    await first.ended
+    const second = new HoldfastProcess(['worker', '-c', config], { ...env, ...queues })
+    await second.says('worker started')
+    await expect
+      .poll(async () => (await ctx.databases.primary.sql`select status from holdfast.batch_jobs`)[0]?.status)
+      .toBe('completed')
+    await expectAllOnce(ctx)
+    await expect.poll(() => preparedGids(ctx)).toEqual([])
+  })
+
+  it('ends at once on a second signal, when a job does not let go', async () => {
+    const { ctx, env } = await arrange()
+    await enqueueBatchJob(ctx, { ...copyBatch, name: 'hang' }, {}, 'test')
+    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, ...queues })
+    await worker.says('hanging')
+    worker.child.kill('SIGTERM')
+    await worker.says('stopping')
+    worker.child.kill('SIGTERM')
+    expect(await worker.ended).toMatchObject({ code: 1 })
+    expect(await preparedGids(ctx)).toEqual([])
+  })
+})
