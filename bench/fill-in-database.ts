@@ -1,20 +1,23 @@
-import type { Sql } from '../src/db/databases.ts'
+import type { Participant } from '../src/db/databases.ts'
 
 const perTransaction = 5_000
 
-/** Appends events by SQL alone, without carrying them there, over as many connections as the client has. */
-export async function fillInDatabase(sql: Sql, events: number, connections: number): Promise<void> {
+/** Appends events by SQL alone, without carrying them there, over as many connections as that. */
+export async function fillInDatabase(
+  database: Participant,
+  events: number,
+  connections: number,
+): Promise<void> {
   let next = 0
   await Promise.all(
     Array.from({ length: connections }, async () => {
-      const connection = await sql.reserve()
-      try {
-        // Losing the newest on a crash of the server would not matter here.
-        await connection`set synchronous_commit = off`
-        for (let from = next; from < events; from = next) {
-          next = from + perTransaction
-          const to = Math.min(next, events) - 1
-          await connection`
+      for (let from = next; from < events; from = next) {
+        next = from + perTransaction
+        const to = Math.min(next, events) - 1
+        await database.transaction(async (tx) => {
+          // Losing the newest on a crash of the server would not matter here.
+          await tx`set local synchronous_commit = off`
+          await tx`
             select holdfast.append_events(('[' || string_agg(
               '{"specversion":"1.0","id":"' || uuidv7() || '","source":"/holdfast","type":"order.placed","time":'
               || to_json(clock_timestamp()) || ',"subject":"order-' || n || '","partitionkey":"order-' || n
@@ -22,10 +25,7 @@ export async function fillInDatabase(sql: Sql, events: number, connections: numb
               || ',"total":1234,"currency":"EUR","items":[{"sku":"A-1","quantity":2}]}}', ','
             ) || ']')::json)
             from generate_series(${from}::bigint, ${to}::bigint) n`
-        }
-      } finally {
-        await connection`reset synchronous_commit`
-        connection.release()
+        })
       }
     }),
   )

@@ -51,7 +51,9 @@ async function openFilled(servers: BenchServers, database: string, rows: number)
   const { ctx, close } = await openBenchContext(await createDatabase(servers.postgres, database))
   const { sql } = ctx.databases.primary
   try {
-    await timed(`${database}: appending ${rows} events`, rows, () => fillInDatabase(sql, rows, 3))
+    await timed(`${database}: appending ${rows} events`, rows, () =>
+      fillInDatabase(ctx.databases.primary, rows, 3),
+    )
     await timed(`${database}: passing the cursors over them`, rows, async () => {
       const relays = new Relays(ctx, takesAll, { sink: sinkName, pageSize: 10_000 })
       await relays.drain(new AbortController().signal)

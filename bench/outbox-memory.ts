@@ -34,7 +34,7 @@ async function fill(servers: BenchServers, database: string, events: number): Pr
   const url = await createDatabase(servers.postgres, database)
   const { ctx, close } = await openBenchContext(url)
   try {
-    await fillInDatabase(ctx.databases.primary.sql, events, 2)
+    await fillInDatabase(ctx.databases.primary, events, 2)
   } finally {
     await close()
   }

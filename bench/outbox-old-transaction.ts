@@ -49,13 +49,14 @@ export const outboxOldTransaction: Bench = async (servers, quick) => {
 }
 
 async function prepareForeign({ ctx }: OutboxToRedis): Promise<void> {
-  const connection = await ctx.databases.primary.sql.reserve()
+  const { staging } = ctx.databases.primary
+  const connection = await staging.acquire()
   try {
-    await connection.unsafe('begin')
-    await connection.unsafe(`select holdfast.publish('never.committed', 'old', '{}'::jsonb)`)
-    await connection.unsafe(`prepare transaction '${gid}'`)
+    await connection.send('begin')
+    await connection.send(`select holdfast.publish('never.committed', 'old', '{}'::jsonb)`)
+    await connection.send(`prepare transaction '${gid}'`)
   } finally {
-    connection.release()
+    await staging.release(connection, true)
   }
 }
 

@@ -2,11 +2,14 @@ import type postgres from 'postgres'
 import { createClient } from './client.ts'
 import type { Deferred } from './deferred.ts'
 import { deferred } from './deferred.ts'
-import type { Tx } from './tx.ts'
-import { bindHandler, createTx } from './tx.ts'
+import { isUnreplicated } from './replication.ts'
+import type { Runnable, Tx } from './tx.ts'
+import { bindHandler, createTx, whenSettled } from './tx.ts'
 import { within } from './within.ts'
 
 const openMs = 15_000
+
+export type ConnectionOptions = postgres.Options<Record<string, never>>
 
 export type Result = postgres.RowList<postgres.Row[]>
 
@@ -29,22 +32,28 @@ export type PageHandler<Page> = {
 export class Connection {
   #dead = false
   readonly #waiting = new Set<(error: Error) => void>()
+  readonly #running = new Set<Runnable>()
   readonly #sql: postgres.Sql
   readonly #reserved: postgres.ReservedSql
-  /** Runs a query unless the connection is dead. The driver asks when the query is first awaited: the last moment. */
-  readonly #run: (query: { reject(error: Error): void }) => void
+  /** Runs a query, and rejects it when the connection ends first. To be called when the query is first awaited. */
+  readonly run: (query: Runnable) => void
 
   private constructor(sql: postgres.Sql, reserved: postgres.ReservedSql) {
     this.#sql = sql
     this.#reserved = reserved
     const { handler } = reserved.unsafe('') as unknown as { handler(this: void, query: unknown): void }
-    this.#run = (query) => {
-      if (this.#dead) query.reject(connectionClosed())
-      else handler(query)
+    this.run = (query) => {
+      if (this.#dead) {
+        query.reject(connectionClosed())
+        return
+      }
+      this.#running.add(query)
+      whenSettled(query, () => this.#running.delete(query))
+      handler(query)
     }
   }
 
-  static async open(url: string, options: postgres.Options<Record<string, never>>): Promise<Connection> {
+  static async open(url: string, options: ConnectionOptions): Promise<Connection> {
     let connection: Connection | undefined
     const sql = createClient(url, {
       ...options,
@@ -53,6 +62,9 @@ export class Connection {
       max_lifetime: null,
       onclose: () => {
         if (connection) connection.#die()
+      },
+      onnotice: (notice) => {
+        if (connection && isUnreplicated(notice)) connection.#unreplicated()
       },
     })
     try {
@@ -93,18 +105,18 @@ export class Connection {
    * last result of a text has its last tag.
    */
   async flush(texts: readonly string[]): Promise<PromiseSettledResult<Result[]>[]> {
-    const queries = texts.map((text) => bindHandler(this.#reserved.unsafe(text), this.#run).then(toResults))
+    const queries = texts.map((text) => bindHandler(this.#reserved.unsafe(text), this.run).then(toResults))
     return this.whileAlive(Promise.allSettled(queries))
   }
 
   /** Sends one text of statements by the simple protocol; see flush. */
   async send(text: string): Promise<Result[]> {
-    return this.whileAlive(bindHandler(this.#reserved.unsafe(text), this.#run).then(toResults))
+    return this.whileAlive(bindHandler(this.#reserved.unsafe(text), this.run).then(toResults))
   }
 
   /** The handle for work inside a transaction that was begun on this connection. */
   tx(): Tx & { end(): void } {
-    return createTx(this.#reserved, this.#run)
+    return createTx(this.#reserved, this.run)
   }
 
   /**
@@ -112,7 +124,7 @@ export class Connection {
    * happens to the connection: it may be using other ones.
    */
   async readPages<Page>(text: string, pageSize: number, handler: PageHandler<Page>): Promise<void> {
-    const query = bindHandler(this.#reserved.unsafe<postgres.Row[]>(text), this.#run)
+    const query = bindHandler(this.#reserved.unsafe<postgres.Row[]>(text), this.run)
     const iterator = query.cursor(pageSize)[Symbol.asyncIterator]()
     let next: Promise<Page | undefined> | undefined
     const readAhead = () => {
@@ -143,14 +155,30 @@ export class Connection {
     await this.#sql.end({ timeout: 0 })
   }
 
-  #die(): void {
+  /** Nobody can tell which of the statements on their way it was. */
+  #unreplicated(): void {
+    this.#die(
+      lost(
+        'UNREPLICATED',
+        'the wait for a synchronous standby was cancelled: what survives a failover is unknown',
+      ),
+    )
+    void this.#sql.end({ timeout: 0 })
+  }
+
+  #die(error = connectionClosed()): void {
     this.#dead = true
-    for (const lose of this.#waiting) lose(connectionClosed())
+    for (const lose of this.#waiting) lose(error)
+    for (const query of this.#running) query.reject(error)
   }
 }
 
 function connectionClosed(): Error {
-  return Object.assign(new Error('the database connection was closed'), { code: 'CONNECTION_CLOSED' })
+  return lost('CONNECTION_CLOSED', 'the database connection was closed')
+}
+
+function lost(code: string, message: string): Error {
+  return Object.assign(new Error(message), { code })
 }
 
 /** A single statement answers with its own result, several with an array of them. */
@@ -168,13 +196,13 @@ async function reserve(sql: postgres.Sql): Promise<postgres.ReservedSql> {
 export class ConnectionPool {
   readonly #url: string
   readonly #max: number
-  readonly #options: postgres.Options<Record<string, never>>
+  readonly #options: ConnectionOptions
   readonly #idle: Connection[] = []
   readonly #waiting: Deferred<void>[] = []
   #used = 0
   #ended = false
 
-  constructor(url: string, max: number, options: postgres.Options<Record<string, never>>) {
+  constructor(url: string, max: number, options: ConnectionOptions) {
     this.#url = url
     this.#max = max
     this.#options = options

@@ -1,11 +1,11 @@
-import type postgres from 'postgres'
 import { createClient } from './client.ts'
 import { ConnectionPool, type PageHandler } from './connection.ts'
 import { UnknownParticipantError } from './errors.ts'
+import { QueryPool } from './query-pool.ts'
 import { checkParticipantName } from './transaction-name.ts'
-import type { Tx } from './tx.ts'
+import type { Sql, Tx } from './tx.ts'
 
-export type Sql = postgres.Sql
+export type { Sql } from './tx.ts'
 
 /**
  * A database that takes part: `sql` for single statements, `transaction` for several, `staging` for connections that
@@ -15,8 +15,10 @@ export type Sql = postgres.Sql
 export class Participant {
   readonly name: string
   readonly url: string
+  /** runs single statements */
   readonly sql: Sql
   readonly staging: ConnectionPool
+  readonly #queries: QueryPool
   readonly #transactions: ConnectionPool
   /** apart from the others: whoever reads page by page uses a transaction for what it does with a page */
   readonly #reading: ConnectionPool
@@ -40,7 +42,8 @@ export class Participant {
         idle_in_transaction_session_timeout: limits.idleTimeoutMs,
       },
     }
-    this.sql = createClient(url, { connection: { application_name }, max: limits.queries, idle_timeout: 30 })
+    this.#queries = new QueryPool(url, limits.queries, limits.answerMs, { connection: { application_name } })
+    this.sql = this.#queries.sql
     this.staging = new ConnectionPool(url, limits.staging, options)
     this.#transactions = new ConnectionPool(url, limits.queries, options)
     this.#reading = new ConnectionPool(url, limits.queries, options)
@@ -95,9 +98,22 @@ export class Participant {
     }
   }
 
+  /** Calls back at each notification, and after a lost connection, when some may have been missed; returns how to stop. */
+  async listen(channel: string, onNotify: () => void): Promise<() => Promise<void>> {
+    const application_name = `holdfast ${this.name}`.slice(0, 63)
+    const client = createClient(this.url, { max: 1, connection: { application_name } })
+    try {
+      await client.listen(channel, onNotify, onNotify)
+      return () => client.end({ timeout: 1 })
+    } catch (error) {
+      await client.end({ timeout: 0 })
+      throw error
+    }
+  }
+
   async end(): Promise<void> {
-    const pools = [this.staging, this.#transactions, this.#reading]
-    await Promise.all([this.sql.end({ timeout: 5 }), ...pools.map((pool) => pool.end())])
+    const pools = [this.#queries, this.staging, this.#transactions, this.#reading]
+    await Promise.all(pools.map((pool) => pool.end()))
   }
 }
 
@@ -112,11 +128,19 @@ export type Limits = {
   staging: number
   /** how long a statement waits for a lock; a deadlock over two servers is seen by nobody */
   lockTimeoutMs: number
+  /** how long a single statement may take to be answered */
+  answerMs: number
   /** how long work may leave its transaction idle before the server ends it */
   idleTimeoutMs: number
 }
 
-const defaultLimits: Limits = { queries: 4, staging: 8, lockTimeoutMs: 5_000, idleTimeoutMs: 60_000 }
+const defaultLimits: Limits = {
+  queries: 4,
+  staging: 8,
+  lockTimeoutMs: 5_000,
+  answerMs: 60_000,
+  idleTimeoutMs: 60_000,
+}
 
 /** The configured databases by name. `primary` is the coordinator: decisions, outbox and batches live there. */
 export class Databases {

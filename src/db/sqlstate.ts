@@ -36,7 +36,8 @@ export function sqlstateOf(error: unknown): string | undefined {
   return undefined
 }
 
-const networkCodes = new Set([
+/** Of the driver and of Node; UNREPLICATED is ours. */
+const lossCodes = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_DESTROYED',
   'CONNECTION_ENDED',
@@ -49,11 +50,12 @@ const networkCodes = new Set([
   'ENETUNREACH',
   'ENOTFOUND',
   'EAI_AGAIN',
+  'UNREPLICATED',
 ])
 
 /**
  * True when the server's answer was lost, so the statement may or may not have taken effect: the connection broke,
- * or the server was going down (class 08, 57P0x, 25P03).
+ * the server was going down (class 08, 57P0x, 25P03), or the wait for a synchronous standby was cancelled.
  */
 export function isConnectionLoss(error: unknown): boolean {
   const state = sqlstateOf(error)
@@ -66,7 +68,7 @@ export function isConnectionLoss(error: unknown): boolean {
       state === SQLSTATE.idleInTransactionTimeout
     )
   }
-  return error instanceof Error && 'code' in error && networkCodes.has(String(error.code))
+  return error instanceof Error && 'code' in error && lossCodes.has(String(error.code))
 }
 
 /** True when somebody else holds what this statement wants, so the same thing may be tried again a little later. */

@@ -11,6 +11,7 @@ import {
   listPrepared,
   prepareText,
 } from './prepared.ts'
+import { confirmReplicated } from './replication.ts'
 import { isConnectionLoss, SQLSTATE, sqlstateOf } from './sqlstate.ts'
 import type { Step } from './steps.ts'
 import { isWatched, reached } from './steps.ts'
@@ -196,7 +197,7 @@ async function settleForward(
     if (listed) await commitPrepared(participant, gid)
   } else if (state !== SQLSTATE.uniqueViolation) throw explainPrepareFailure(participant.name, error)
   const committed = await committedForwardAttempt(participant, spec.name)
-  if (committed === spec.attempt) return
+  if (committed === spec.attempt) return confirmReplicated(participant)
   if (committed !== undefined) {
     throw new FencedError(`${spec.name} was committed already by another attempt`, { cause: error })
   }

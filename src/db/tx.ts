@@ -2,12 +2,8 @@ import type postgres from 'postgres'
 
 type Value = postgres.ParameterOrFragment<never>
 
-/**
- * The handle that work gets: postgres.js's SQL tag bound to one open transaction, without anything that could end
- * it. A handle refuses to run once its transaction is over, so a query that nobody awaited cannot land in somebody
- * else's transaction.
- */
-export interface Tx {
+/** postgres.js's SQL tag, without anything that begins, ends or changes a session. */
+export interface Sql {
   /** Runs a query: tx`select * from orders where id = ${id}` */
   <T extends readonly (object | undefined)[] = postgres.Row[]>(
     template: TemplateStringsArray,
@@ -26,28 +22,48 @@ export interface Tx {
     text: string,
     values?: postgres.ParameterOrJSON<never>[],
   ): postgres.PendingQuery<T>
+}
+
+/**
+ * The handle that work gets: the SQL tag bound to one open transaction, without anything that could end it. A handle
+ * refuses to run once its transaction is over, so a query that nobody awaited cannot land in somebody else's transaction.
+ */
+export interface Tx extends Sql {
   /** Runs `work` in a savepoint: when it throws, what it did is undone and the transaction goes on. */
   savepoint<T>(work: (tx: Tx) => Promise<T>): Promise<T>
 }
 
 /** A postgres.js query, which runs when it is first awaited, through the handler that it was made with. */
-type Runnable = { handler?: unknown; reject(error: Error): void }
+export type Runnable = {
+  handler?: unknown
+  resolve(this: void, result: unknown): void
+  reject(this: void, error: Error): void
+}
+
+/** What of the driver makes a tag: a client, or a connection of it. */
+type Driver = Pick<postgres.ReservedSql, 'json' | 'array' | 'unsafe'> &
+  ((...args: Parameters<postgres.ReservedSql>) => unknown)
+
+/** A tag whose queries are run by `run`. */
+export function createSql(driver: Driver, run: (query: Runnable) => void): Sql {
+  const call = (...args: Parameters<postgres.ReservedSql>): unknown => bindHandler(driver(...args), run)
+  const sql = call as unknown as Sql
+  sql.json = (value) => driver.json(value)
+  sql.array = (value, type) => driver.array(value, type)
+  sql.unsafe = (text: string, values: postgres.ParameterOrJSON<never>[] = []) =>
+    bindHandler(driver.unsafe(text, values), run) as never
+  return sql
+}
 
 /** Binds a handle to a reserved connection; `end` disables it. `run` is what runs a query on that connection. */
-export function createTx(sql: postgres.ReservedSql, run: (query: Runnable) => void): Tx & { end(): void } {
+export function createTx(driver: Driver, run: (query: Runnable) => void): Tx & { end(): void } {
   let ended = false
   let savepoints = 0
   const runUnlessEnded = (query: Runnable) => {
     if (ended) query.reject(new Error('this transaction handle has ended: await every query inside the work'))
     else run(query)
   }
-  const bind = <Q>(query: Q): Q => bindHandler(query, runUnlessEnded)
-  const call = (...args: Parameters<postgres.ReservedSql>): unknown => bind(sql(...args))
-
-  const tx = call as unknown as Tx & { end(): void }
-  tx.json = (value) => sql.json(value)
-  tx.array = (value, type) => sql.array(value, type)
-  tx.unsafe = (text: string, values: postgres.ParameterOrJSON<never>[] = []) => bind(sql.unsafe(text, values))
+  const tx = createSql(driver, runUnlessEnded) as Tx & { end(): void }
   tx.savepoint = async <T>(work: (tx: Tx) => Promise<T>): Promise<T> => {
     const name = `holdfast_${++savepoints}`
     await tx.unsafe(`savepoint ${name}`)
@@ -64,6 +80,19 @@ export function createTx(sql: postgres.ReservedSql, run: (query: Runnable) => vo
     ended = true
   }
   return tx
+}
+
+/** Calls back when the driver settles a query, before whoever awaits it goes on. */
+export function whenSettled(query: Runnable, settled: () => void): void {
+  const { resolve, reject } = query
+  query.resolve = (result) => {
+    settled()
+    resolve(result)
+  }
+  query.reject = (error) => {
+    settled()
+    reject(error)
+  }
 }
 
 /** Makes a query run through `handler`; anything else that the driver's tag makes (identifiers, lists) stays as it is. */

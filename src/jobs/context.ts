@@ -67,7 +67,7 @@ export async function createJobContext(options: JobContextOptions): Promise<JobC
       { installation, log, telemetry, clock },
     ),
     clock,
-    outboxWakeup: new OutboxWakeup(databases.primary.sql, log),
+    outboxWakeup: new OutboxWakeup(databases.primary, log),
     eventLimit: options.eventLimit ?? (() => undefined),
     slotBudget: budget,
   }

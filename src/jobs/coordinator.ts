@@ -22,7 +22,7 @@ import { checkTransactionName } from '../db/transaction-name.ts'
 import { readBallots } from '../db/votes.ts'
 import type { JobContext } from './context.ts'
 import { tally } from './decide-by-votes.ts'
-import { driveAbort, driveCommit, type Progress } from './finish.ts'
+import { driveAbort, driveCommit, driveOwnCommit, type Progress } from './finish.ts'
 import { move, type Only } from './move.ts'
 import { traced } from './tracing.ts'
 
@@ -45,6 +45,7 @@ export async function commitDistributed(
 ): Promise<Progress<'committed' | 'committing'>> {
   let row = await find(ctx, name)
   return traced('holdfast.commit', row, async () => {
+    let own = false
     if (row.status === 'pending') {
       if (row.awaits.length > 0) await checkVotes(ctx, row)
       if (await ownerLives(ctx.databases.primary.sql, row.attempt)) {
@@ -52,7 +53,7 @@ export async function commitDistributed(
           `a live run is in the effects of ${name}; it commits by itself when they succeed`,
         )
       }
-      await decide(ctx, row, 'decide-commit', { decision: 'commit' })
+      own = await decide(ctx, row, 'decide-commit', { decision: 'commit' })
       await reached('commit.decided')
       row = await findAttempt(ctx, row)
     }
@@ -60,7 +61,7 @@ export async function commitDistributed(
       case 'committed':
         return { state: 'committed', finished: row.participants.length, of: row.participants.length }
       case 'committing':
-        return driveCommit(ctx, row)
+        return own ? driveOwnCommit(ctx, row) : driveCommit(ctx, row)
       case 'started':
       case 'pending':
         throw new NotPreparedError(
@@ -111,18 +112,22 @@ async function checkVotes(ctx: JobContext, row: DistributedTransaction): Promise
   )
 }
 
-/** A decision whose answer was lost is not repeated blindly: the row is read again by the caller's next step. */
+/**
+ * True when the decision was taken here, and is durable. One whose answer was lost is not repeated blindly: the row is
+ * read again by the caller's next step.
+ */
 export async function decide(
   ctx: JobContext,
   { name, attempt }: { name: string; attempt: string },
   event: 'decide-commit' | 'decide-abort',
   fields: TransitionFields,
   only: Only = {},
-): Promise<void> {
+): Promise<boolean> {
   try {
-    await traced('holdfast.decide', { name, attempt }, () =>
+    const moved = await traced('holdfast.decide', { name, attempt }, () =>
       deciding(name, move(ctx, attempt, event, fields, only)),
     )
+    return moved !== undefined
   } catch (error) {
     if (error instanceof NotAllowedError) throw error
     throw new UnknownOutcomeError(

@@ -4,6 +4,7 @@ import { UnknownParticipantError } from '../db/errors.ts'
 import { fence, readMarker } from '../db/markers.ts'
 import { messageOf } from '../db/message-of.ts'
 import { commitPrepared, rollbackPrepared } from '../db/prepared.ts'
+import { confirmReplicated } from '../db/replication.ts'
 import { isContention, isPassing } from '../db/sqlstate.ts'
 import type { Step } from '../db/steps.ts'
 import { reached } from '../db/steps.ts'
@@ -16,8 +17,8 @@ import { move, setAside } from './move.ts'
  * Driving a decided attempt to its end. Both directions are idempotent and may run in several processes at once
  * (caller, recovery, a second recovery): what one finishes the others find finished.
  *
- * Commit, per participant: COMMIT PREPARED. 42704 is only a question; the marker answers: `committed` means that
- * somebody was faster, anything else contradicts the decision (finished by hand) and is quarantined.
+ * Commit, for a decision that is durable, per participant: COMMIT PREPARED. 42704 is only a question; the marker
+ * answers: `committed` means that somebody was faster, anything else contradicts the decision (finished by hand) and is quarantined.
  *
  * Abort, per participant: ROLLBACK PREPARED, then the fence, in this order, since the fence would wait for a prepared
  * marker. A PREPARE that was still on its way between the two shows as a lock wait (55P03) and is rolled back in the
@@ -36,7 +37,18 @@ type Unavailable = ReadonlyMap<string, string>
 const none: Unavailable = new Map()
 type Part = 'finished' | Contradiction
 
+/** For a decision that was read: whoever took it may have failed to learn that it is durable. */
 export async function driveCommit(
+  ctx: JobContext,
+  row: Attempt,
+  leaveOut: Unavailable = none,
+): Promise<Progress<'committed' | 'committing'>> {
+  await confirmReplicated(ctx.databases.primary)
+  return driveOwnCommit(ctx, row, leaveOut)
+}
+
+/** For a decision that the caller has just seen acknowledged. */
+export async function driveOwnCommit(
   ctx: JobContext,
   row: Attempt,
   leaveOut: Unavailable = none,
@@ -49,7 +61,11 @@ export async function driveCommit(
     async (participant) => {
       if ((await commitPrepared(participant, gidOf(ctx, row, participant.name))) === 'done') return 'finished'
       const marker = await readMarker(participant, row.attempt)
-      if (marker === 'committed') return 'finished'
+      if (marker === 'committed') {
+        // Whoever committed it may not have waited until a standby has it.
+        await confirmReplicated(participant)
+        return 'finished'
+      }
       return {
         contradiction: `decided commit, but ${participant.name} has neither the prepared transaction nor its committed marker: it was rolled back by hand, or lost`,
       }

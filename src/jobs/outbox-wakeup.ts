@@ -1,5 +1,5 @@
 import type { Logger } from 'pino'
-import type { Sql } from '../db/databases.ts'
+import type { Participant } from '../db/databases.ts'
 
 const channel = 'holdfast_outbox'
 
@@ -11,13 +11,13 @@ const gapMs = 5
  * is sent after the commit, debounced; it may be lost, polling is the floor.
  */
 export class OutboxWakeup {
-  readonly #sql: Sql
+  readonly #database: Participant
   readonly #log: Logger
   #timer: NodeJS.Timeout | undefined
   #again = false
 
-  constructor(sql: Sql, log: Logger) {
-    this.#sql = sql
+  constructor(database: Participant, log: Logger) {
+    this.#database = database
     this.#log = log
   }
 
@@ -32,14 +32,13 @@ export class OutboxWakeup {
       if (this.#again) this.committed()
     }, gapMs)
     this.#timer.unref()
-    this.#sql`select pg_notify(${channel}, '')`.catch((err: unknown) => {
+    this.#database.sql`select pg_notify(${channel}, '')`.catch((err: unknown) => {
       this.#log.debug({ err }, 'no wake-up sent; the relays look by themselves')
     })
   }
 
   /** Calls back at each wake-up, and after a lost connection; returns how to stop. */
-  async listen(onWakeup: () => void): Promise<() => Promise<void>> {
-    const subscription = await this.#sql.listen(channel, onWakeup, onWakeup)
-    return () => subscription.unlisten()
+  listen(onWakeup: () => void): Promise<() => Promise<void>> {
+    return this.#database.listen(channel, onWakeup)
   }
 }

@@ -18,7 +18,6 @@ import { readHeldInEpoch, readHeldKeys } from '../db/outbox-parked.ts'
 import { isContention, SQLSTATE, sqlstateOf } from '../db/sqlstate.ts'
 import { reached } from '../db/steps.ts'
 import { ownerOf } from '../db/transaction-name.ts'
-import { within } from '../db/within.ts'
 import { liveOwners } from '../db/workers.ts'
 import type { JobContext } from './context.ts'
 import { findInDoubt } from './listing.ts'
@@ -56,9 +55,6 @@ export type RelayOptions = Cursor & {
   /** bytes of an event as CloudEvent; larger ones are dead at once */
   maxEventBytes?: number
 }
-
-/** How long the database may take to answer; resolving a page in doubt asks several, each with a limit of its own. */
-const askMs = 15_000
 
 /** `stepped-back`: another live process runs this cursor, or moved it. */
 export type Drained = { published: number; outcome: 'idle' | 'stepped-back' | 'stopped' }
@@ -105,20 +101,18 @@ export class Relay {
    */
   async drain(signal: AbortSignal, more?: WaitForMore): Promise<Drained> {
     const { primary } = this.#ctx.databases
-    await ask('the lease', this.#ctx.lease.hold())
-    await ask('the cursor', ensureCursor(primary, this.#cursor))
-    if (!(await ask('pages in doubt', this.#resolveInDoubt())))
-      return { published: 0, outcome: 'stepped-back' }
+    await this.#ctx.lease.hold()
+    await ensureCursor(primary, this.#cursor)
+    if (!(await this.#resolveInDoubt())) return { published: 0, outcome: 'stepped-back' }
     const done = { published: 0 }
     try {
-      let position = await ask('the position', readPosition(primary.sql, this.#cursor))
-      if (await ask('the server', wasRestored(primary.sql, this.#cursor, position)))
-        throw restored(this.#cursor)
+      let position = await readPosition(primary.sql, this.#cursor)
+      if (await wasRestored(primary.sql, this.#cursor, position)) throw restored(this.#cursor)
       // Somebody may have left it in the middle of a list.
       if (!signal.aborted) position = await this.#publishEpoch(position, done, signal)
       let found: Found | undefined
       while (!signal.aborted) {
-        const next = await ask('the next epoch', this.#nextEpoch(position, found))
+        const next = await this.#nextEpoch(position, found)
         found = undefined
         if (next) position = await this.#publishEpoch(next, done, signal)
         else if (more && this.#idle) found = await more(this.#idle, done.published)
@@ -128,7 +122,7 @@ export class Relay {
     } catch (error) {
       this.#idle = undefined
       // A page that was not published must not stay prepared while the sink is down: it pins the vacuum horizon.
-      await ask('pages in doubt', this.#resolveInDoubt()).catch((err: unknown) =>
+      await this.#resolveInDoubt().catch((err: unknown) =>
         this.#ctx.log.warn({ err, ...this.#cursor }, 'page left in doubt'),
       )
       if (error instanceof RestoredDatabaseError) this.#alertRestored(error)
@@ -209,8 +203,8 @@ export class Relay {
     const { pageSize, wants } = this.#options
     const { primary } = this.#ctx.databases
     if (from.kind === 'events' && from.base === from.target) return from
-    const held = await ask('parked keys', this.#heldKeys(from))
-    const list = await ask('the list', epochText(primary.sql, this.#cursor, from))
+    const held = await this.#heldKeys(from)
+    const list = await epochText(primary.sql, this.#cursor, from)
     const pages = new PageRun(this.#ctx, this.#settings, from, held, this.#shown)
     const release = await this.#ctx.lease.slots.take()
     try {
@@ -245,7 +239,7 @@ export class Relay {
       release()
       await pages.close()
     }
-    await ask('thinning', thinPositions(primary.sql, this.#cursor, pages.position.no))
+    await thinPositions(primary.sql, this.#cursor, pages.position.no)
     return pages.position
   }
 
@@ -255,14 +249,6 @@ export class Relay {
     if (kind !== 'parked') return readHeldKeys(sql, this.#cursor)
     return readHeldInEpoch(sql, this.#cursor, epoch, lastId)
   }
-}
-
-/**
- * The driver never answers a query that it was given between the error and the close of its connection: what asks the
- * database is waited for only so long, and then asked again.
- */
-function ask<T>(what: string, answer: Promise<T>): Promise<T> {
-  return within(askMs, `the outbox relay, asking for ${what},`, answer)
 }
 
 function idleAt(cursor: Cursor, { no, target, targetSequence, floor }: Position): Idle & { no: bigint } {

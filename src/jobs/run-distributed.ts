@@ -16,7 +16,7 @@ import type { BeginOptions } from './begin-options.ts'
 import { compensate } from './compensate.ts'
 import type { JobContext } from './context.ts'
 import { decide } from './coordinator.ts'
-import { driveAbort, driveCommit } from './finish.ts'
+import { driveAbort, driveCommit, driveOwnCommit } from './finish.ts'
 import type { CompensationContext } from './operations.ts'
 import type { Work, WorkByParticipant } from './stage-work.ts'
 import { traced } from './tracing.ts'
@@ -181,7 +181,8 @@ async function runPending(
       throw error
     }
     await reached('run.effects-done')
-    await decide(ctx, pending, 'decide-commit', { decision: 'commit', result }, { owner: ctx.lease.id })
+    const fields = { decision: 'commit', result } as const
+    const own = await decide(ctx, pending, 'decide-commit', fields, { owner: ctx.lease.id })
     await reached('commit.decided')
     const row = await findByAttempt(ctx.databases.primary.sql, attempt)
     if (row?.decision === null)
@@ -191,7 +192,8 @@ async function runPending(
         `${name} was rolled back while its effects ran: ${row?.reason ?? 'no reason recorded'}`,
       )
     }
-    const state = row.status === 'committed' ? row.status : (await driveCommit(ctx, row)).state
+    const drive = own ? driveOwnCommit : driveCommit
+    const state = row.status === 'committed' ? row.status : (await drive(ctx, row)).state
     committed = state === 'committed'
     return { state, name, attempt, staged, result }
   } finally {

@@ -70,7 +70,7 @@ export function openSession(
     }
   }
 
-  const tx = createTx(driver, (query) => void run(query as DriverQuery))
+  const tx = createTx(driver, (query) => void run(query as unknown as DriverQuery))
   events.own(tx)
   return { tx, participant, end: () => tx.end(), failure: () => failure && transactionAborted(failure) }
 }

@@ -87,6 +87,7 @@ async function rollbackAllPrepared(serverUrl: string, name: string): Promise<voi
     queries: 1,
     staging: 1,
     lockTimeoutMs: 5_000,
+    answerMs: 60_000,
     idleTimeoutMs: 60_000,
   })
   try {

@@ -22,7 +22,7 @@ const hour = 60 * 60 * 1000
 function watched(sql: Sql) {
   const looks = { begun: 0, after: async () => {} }
   const proxy = new Proxy(sql, {
-    apply(target, that, args: Parameters<Sql>) {
+    apply(target, that, args: [TemplateStringsArray, ...unknown[]]) {
       const query: unknown = Reflect.apply(target, that, args)
       if (!args[0].raw?.[0]?.includes('pg_current_snapshot()')) return query
       looks.begun++
