@@ -16,7 +16,7 @@ export type EventRunner =
  * a pool the row would commit by itself, whatever becomes of the caller's work.
  */
 export function isSqlTag(runner: EventRunner, call: string): runner is Tx | postgres.TransactionSql {
-  if (typeof runner === 'function' && !('begin' in runner)) return true
+  if (typeof runner === 'function' && 'savepoint' in runner) return true
   // A pool of node-postgres has query() as well; it also counts its clients.
   if (typeof runner === 'object' && typeof runner?.query === 'function' && !('totalCount' in runner))
     return false
