@@ -16,8 +16,8 @@ export function sealText(participant: string): string {
 }
 
 /** The seal of commit-forward work, whose name can commit only once: marker and audit row. */
-export function sealForwardText(participant: string, name: string, owner: string): string {
-  return `CALL holdfast.seal_forward('${participant}', '${name}', '${owner}')`
+export function sealForwardText(participant: string, name: string): string {
+  return `CALL holdfast.seal_forward('${participant}', '${name}')`
 }
 
 /**

@@ -41,7 +41,7 @@ export async function removeOld(tx: Tx, retention: Retention, limit: number): Pr
     delete from holdfast.transaction_events where (name, id) in (
       select name, id from holdfast.transaction_events where at < ${old(retention.eventsMs)} limit ${limit})`
   const runs = await tx`delete from holdfast.job_runs where at < ${old(retention.eventsMs)}`
-  const markers = await removeMarkersWithoutRow(tx, retention.transactionsMs, limit)
+  const markers = await removeMarkersWithoutRow(tx, retention, limit)
   const seen = retention.seenMs === undefined ? 0 : await removeOldSeen(tx, retention.seenMs, limit)
   return { transactions: removed.length, events: events.count, runs: runs.count, markers, seen }
 }
@@ -64,11 +64,21 @@ export async function removeOldMarkers(
   })
 }
 
-async function removeMarkersWithoutRow(tx: Tx, retentionMs: number, limit: number): Promise<number> {
+/** Those of commit-forward work are its audit as well. */
+async function removeMarkersWithoutRow(
+  tx: Tx,
+  { transactionsMs, eventsMs }: Retention,
+  limit: number,
+): Promise<number> {
+  const shorter = Math.min(transactionsMs, eventsMs) / 1000
+  const longer = Math.max(transactionsMs, eventsMs) / 1000
   const { count } = await tx`
     delete from holdfast.transaction_markers where ctid = any (array(
       select ctid from holdfast.transaction_markers m
-      where at < clock_timestamp() - make_interval(secs => ${retentionMs / 1000})
+      -- The first bound is for the index.
+      where at < clock_timestamp() - make_interval(secs => ${shorter})
+        and at < clock_timestamp() - make_interval(
+          secs => case when forward_name is null then ${transactionsMs / 1000}::float8 else ${longer}::float8 end)
         and not exists (select from holdfast.distributed_transactions t where t.attempt = m.attempt)
       limit ${limit} for update skip locked))`
   return count

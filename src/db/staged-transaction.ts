@@ -15,7 +15,7 @@ import { confirmReplicated } from './replication.ts'
 import { isConnectionLoss, SQLSTATE, sqlstateOf } from './sqlstate.ts'
 import type { Step } from './steps.ts'
 import { isWatched, reached } from './steps.ts'
-import { formatGid, ownerOf, parseGid } from './transaction-name.ts'
+import { formatGid, parseGid } from './transaction-name.ts'
 import type { Tx } from './tx.ts'
 
 /**
@@ -169,7 +169,7 @@ export async function stageForward<T>(
     )
   }
   try {
-    await staged.prepareAndCommit(sealForwardText(participant.name, name, ownerOf(attempt)), 'chunk.prepared')
+    await staged.prepareAndCommit(sealForwardText(participant.name, name), 'chunk.prepared')
   } catch (error) {
     await settleForward(participant, spec, gid, error)
   }

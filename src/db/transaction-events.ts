@@ -3,7 +3,7 @@ import type { Json } from './json.ts'
 import { attemptFromUuid } from './transaction-name.ts'
 import type { Tx } from './tx.ts'
 
-/** Table transaction_events: the append-only audit. */
+/** Table transaction_events, and the view transaction_audit: what is in it, and the markers of commit-forward work. */
 export type TransactionEvent = {
   event: string
   name: string
@@ -31,7 +31,7 @@ export type RecordedEvent = {
 
 export async function lastEvent(sql: Sql, name: string): Promise<string | undefined> {
   const [row] = await sql<{ event: string }[]>`
-    select event from holdfast.transaction_events where name = ${name} order by id desc limit 1`
+    select event from holdfast.transaction_audit where name = ${name} order by id desc limit 1`
   return row?.event
 }
 
@@ -39,6 +39,6 @@ export async function lastEvent(sql: Sql, name: string): Promise<string | undefi
 export async function listEvents(sql: Sql, name: string, limit = 200): Promise<RecordedEvent[]> {
   const rows = await sql<RecordedEvent[]>`
     select at, event, attempt, actor, correlation_id as "correlationId", detail
-    from holdfast.transaction_events where name = ${name} order by id limit ${limit}`
+    from holdfast.transaction_audit where name = ${name} order by id limit ${limit}`
   return rows.map((row) => ({ ...row, attempt: attemptFromUuid(row.attempt) }))
 }

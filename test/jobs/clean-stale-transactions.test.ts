@@ -50,7 +50,7 @@ describe('clean-stale-transactions', () => {
     expect(booked).toMatchObject({ job: 'clean-stale-transactions', result: { rolledBack: 1 } })
     // The bookkeeping was a staged transaction, with its audit row.
     expect(
-      await sql`select 1 from holdfast.transaction_events where name like 'cleanup_%' and event = 'committed'`,
+      await sql`select 1 from holdfast.transaction_audit where name like 'cleanup_%' and event = 'committed'`,
     ).toHaveLength(1)
     await rollbackDistributed(ctx, 'in-time', 'test')
   })
@@ -103,14 +103,15 @@ describe('clean-stale-transactions', () => {
     const { sql } = databases.primary
     expect(await sql`select 1 from holdfast.distributed_transactions`).toEqual([])
     expect(await sql`select 1 from holdfast.transaction_votes`).toEqual([])
-    // Two clean-ups of now, whose own markers stay.
-    expect(await countMarkers(ctx)).toEqual([2, 0])
+    // Those of effect-free work stay as long as the audit, since they are it: the chunk's and of two clean-ups.
+    expect(await countMarkers(ctx)).toEqual([3, 0])
     expect(
       (await sql`select 1 from holdfast.transaction_events where name in ('a', 'b')`).length,
     ).toBeGreaterThan(0)
     await agedBy(ctx, 60)
     await cleanStaleTransactions(ctx, retention, signal)
     expect(await sql`select 1 from holdfast.transaction_events where name in ('a', 'b')`).toEqual([])
+    expect(await sql`select 1 from holdfast.transaction_audit where name = 'chunk'`).toEqual([])
   })
 
   it('keeps what is unfinished, quarantined or to be compensated, however old, and its markers', async () => {

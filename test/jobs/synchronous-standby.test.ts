@@ -67,10 +67,10 @@ type Impatient = { stop(): Promise<number> }
 /** Cancels whoever waits for the standby, as an impatient operator does, until told to stop. */
 function cancelWaits(): Impatient {
   const { sql } = watcher!.primary
-  let stopped = false
+  const stopped = new AbortController()
   let cancelled = 0
   const loop = (async () => {
-    for (; !stopped; ) {
+    while (!stopped.signal.aborted) {
       const rows = await sql`
         select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep' and pid <> pg_backend_pid()`
       cancelled += rows.length
@@ -79,7 +79,7 @@ function cancelWaits(): Impatient {
   })()
   impatient = {
     async stop() {
-      stopped = true
+      stopped.abort()
       await loop
       return cancelled
     },

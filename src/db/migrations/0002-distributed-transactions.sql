@@ -49,25 +49,30 @@ create table holdfast.transaction_events (
   actor text not null,
   correlation_id text,
   detail jsonb,
-  -- One index for both: every staged transaction writes a row here.
   primary key (name, id)
 );
-comment on table holdfast.transaction_events is 'Append-only audit: who did what to which attempt, and when.';
+comment on table holdfast.transaction_events is 'Append-only: who did what to which recorded attempt, and when.';
 
--- Seals commit-forward work: as holdfast.seal, for a name that can commit only once, with its audit row.
-create procedure holdfast.seal_forward(p_participant text, p_name text, p_actor text) language plpgsql as $$
+-- The marker of commit-forward work is its audit row as well: name, attempt, time, and the first half of an attempt id is
+-- the process that made it.
+create view holdfast.transaction_audit with (security_invoker) as
+  select at, event, name, attempt, actor, correlation_id, detail, id from holdfast.transaction_events
+  union all
+  select at, outcome, forward_name, attempt, left(replace(attempt::text, '-', ''), 16), null, null, null
+  from holdfast.transaction_markers where forward_name is not null;
+comment on view holdfast.transaction_audit is 'Who did what to which attempt, and when; commit-forward work included.';
+
+-- Seals commit-forward work: as holdfast.seal, for a name that can commit only once.
+create procedure holdfast.seal_forward(p_participant text, p_name text) language plpgsql as $$
 declare
-  v_attempt uuid;
+  v_done text;
 begin
   set constraints all immediate;
-  v_attempt := current_setting('holdfast.attempt')::uuid;
   insert into holdfast.transaction_markers (attempt, participant, outcome, forward_name)
-    values (v_attempt, p_participant, 'committed', p_name);
-  insert into holdfast.transaction_events (event, name, attempt, actor)
-    values ('committed', p_name, v_attempt, p_actor);
-  perform pg_advisory_unlock_all();
+    values (current_setting('holdfast.attempt')::uuid, p_participant, 'committed', p_name);
   reset all;
-  set local synchronous_commit = on;
+  v_done := pg_advisory_unlock_all();
+  v_done := set_config('synchronous_commit', 'on', true);
 end $$;
 
 -- The lease of each process that stages work. Its id is the first half of the attempt ids that it makes.
