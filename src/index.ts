@@ -1,4 +1,6 @@
+export type { BatchFailure } from './db/batch-failures.ts'
 export type { BatchJob, BatchStatus } from './db/batch-jobs.ts'
+export type { BatchProgress } from './db/batch-positions.ts'
 export type { CloudEvent } from './db/cloud-event.ts'
 export type { DistributedTransaction, ListFilter, Status } from './db/distributed-transactions.ts'
 export * from './db/errors.ts'
@@ -8,11 +10,18 @@ export type { NewEvent } from './db/outbox.ts'
 export type { OutboxEvent } from './db/outbox-event.ts'
 export { transactionName } from './db/transaction-name.ts'
 export type { Tx } from './db/tx.ts'
-export { type BatchDefinition, type ChunkContext, defineBatch } from './jobs/batch-definition.ts'
+export type { Force } from './jobs/batch-control.ts'
+export {
+  type BatchDefinition,
+  type ChunkContext,
+  defineBatch,
+  type HookContext,
+} from './jobs/batch-definition.ts'
 export type { Begun } from './jobs/begin.ts'
 export type { BeginOptions } from './jobs/begin-options.ts'
+export type { EnqueuedBatch } from './jobs/enqueue-batch.ts'
 export type { Progress } from './jobs/finish.ts'
-export { type Chunk, type KeysetOptions, keyset, type Source } from './jobs/keyset.ts'
+export { type KeysetOptions, keyset } from './jobs/keyset.ts'
 export type { CompensationContext, Operation } from './jobs/operations.ts'
 export type { Evidence, Outcome, ParticipantEvidence } from './jobs/outcome.ts'
 export type { EffectsContext, RunResult, RunSpec } from './jobs/run-distributed.ts'
@@ -26,7 +35,9 @@ export type {
   SinkContext,
   SinkPolicy,
 } from './jobs/sinks/sink.ts'
+export type { Chunk, Source } from './jobs/source.ts'
 export type { Work, WorkByParticipant } from './jobs/stage-work.ts'
+export type { ChangedChunk, Verification } from './jobs/verify-batch.ts'
 export type { VoteOptions, VoteResult } from './jobs/vote.ts'
 export { defineConfig, type HoldfastConfig, type Timing } from './workers/config.ts'
 export { createHoldfast, type Holdfast } from './workers/holdfast.ts'

@@ -2,6 +2,7 @@
 import { createRequire } from 'node:module'
 import { Command } from 'commander'
 import { HoldfastError } from '../db/errors.ts'
+import { batchCommand } from './batch.ts'
 import { cleanupCommand } from './cleanup.ts'
 import { demoCommand } from './demo.ts'
 import { migrateCommand } from './migrate.ts'
@@ -22,6 +23,7 @@ const program = new Command('holdfast')
   .exitOverride((error) => {
     process.exit(error.exitCode === 0 ? 0 : 2)
   })
+  .addCommand(batchCommand())
   .addCommand(cleanupCommand())
   .addCommand(demoCommand())
   .addCommand(migrateCommand())

@@ -103,6 +103,16 @@ export class FencedError extends HoldfastError {
   readonly code = 'HOLDFAST_FENCED'
 }
 
+/** What was to be done before is not done yet: the batch with these parameters has no completed job. */
+export class BatchNotCompletedError extends HoldfastError {
+  readonly code = 'HOLDFAST_BATCH_NOT_COMPLETED'
+}
+
+/** The batch job is in a state in which this cannot be done to it. */
+export class WrongBatchStateError extends HoldfastError {
+  readonly code = 'HOLDFAST_WRONG_BATCH_STATE'
+}
+
 /** Something that is not at its end holds the cursors of a sink: back-pressure, try again later. */
 export class CursorBusyError extends HoldfastError {
   readonly code = 'HOLDFAST_CURSOR_BUSY'

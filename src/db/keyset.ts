@@ -1,13 +1,13 @@
 import { InvalidConfigError } from './errors.ts'
-import type { Tx } from './tx.ts'
+import type { Sql, Tx } from './tx.ts'
 
 /** Reading a table in the order of a key. Keys travel as text, so no type loses precision on the way. */
 export type Keyset = { table: readonly string[]; key: readonly string[]; types: readonly string[] }
 
 /** The SQL types of the key columns. Throws InvalidConfigError for a missing table, a missing or nullable column. */
-export async function keyTypes(tx: Tx, table: string, key: readonly string[]): Promise<readonly string[]> {
+export async function keyTypes(sql: Sql, table: string, key: readonly string[]): Promise<readonly string[]> {
   const quoted = quoteTable(table.split('.'))
-  const rows = await tx<{ name: string; type: string; nullable: boolean }[]>`
+  const rows = await sql<{ name: string; type: string; nullable: boolean }[]>`
     select attname as name, format_type(atttypid, atttypmod) as type, not attnotnull as nullable
     from pg_catalog.pg_attribute where attrelid = to_regclass(${quoted}) and attnum > 0 and not attisdropped`
   if (rows.length === 0)
@@ -24,29 +24,87 @@ export async function keyTypes(tx: Tx, table: string, key: readonly string[]): P
   })
 }
 
-/** The cursor column goes last, so that removing it from the row leaves the row's shape as the database gave it. */
-const cursorColumn = '__holdfast_cursor'
+/** These go last, so that removing them from the row leaves the row's shape as the database gave it. */
+const keyColumn = '__holdfast_key'
+const hashColumn = '__holdfast_hash'
 
 export async function readAfter(
   tx: Tx,
-  { table, key, types }: Keyset,
+  keyset: Keyset,
   after: readonly string[] | null,
   limit: number,
-): Promise<{ rows: object[]; cursor: readonly string[] | null; last: boolean }> {
-  const columns = key.map(quoteIdentifier)
-  const list = columns.join(', ')
-  const where =
-    after === null
-      ? ''
-      : `where (${list}) > (${types.map((type, i) => `$${i + 1}::text::${type}`).join(', ')})`
-  const rows = await tx.unsafe<{ [cursorColumn]?: string[] }[]>(
-    `select *, array[${columns.map((c) => `${c}::text`).join(', ')}] as ${cursorColumn}
-     from ${quoteTable(table)} ${where} order by ${list} limit ${Math.trunc(limit)}`,
+): Promise<{
+  rows: object[]
+  keys: readonly string[][]
+  digest: bigint
+  cursor: readonly string[] | null
+  last: boolean
+}> {
+  const { table, key } = keyset
+  const list = key.map(quoteIdentifier).join(', ')
+  const rows = await tx.unsafe<{ [keyColumn]?: string[]; [hashColumn]?: string }[]>(
+    `select *, ${keyText(key)} as ${keyColumn}, ${keyHash(key)} as ${hashColumn}
+     from ${quoteTable(table)} ${after === null ? '' : `where ${beyond(keyset, '>', 1)}`}
+     order by ${list} limit ${Math.trunc(limit)}`,
     after === null ? [] : [...after],
   )
-  const cursor = rows.at(-1)?.[cursorColumn] ?? after
-  for (const row of rows) delete row[cursorColumn]
-  return { rows, cursor, last: rows.length < limit }
+  let digest = 0n
+  const keys = rows.map((row) => {
+    digest += BigInt(row[hashColumn] ?? 0)
+    const rowKey = row[keyColumn] ?? []
+    delete row[keyColumn]
+    delete row[hashColumn]
+    return rowKey
+  })
+  const cursor = keys.at(-1) ?? after
+  return { rows, keys, digest: BigInt.asIntN(64, digest), cursor, last: rows.length < limit }
+}
+
+/** What stands now after `after` (null: from the beginning), up to and including `until`. */
+export async function digestBetween(
+  sql: Sql,
+  keyset: Keyset,
+  after: readonly string[] | null,
+  until: readonly string[],
+): Promise<{ rows: bigint; digest: bigint }> {
+  const { table, key } = keyset
+  const from = after === null ? '' : `and ${beyond(keyset, '>', 1 + until.length)}`
+  const [row] = await sql.unsafe<{ rows: string; digest: string }[]>(
+    `select count(*) as rows, coalesce(sum(${keyHash(key)}), 0) as digest
+     from ${quoteTable(table)} where ${beyond(keyset, '<=', 1)} ${from}`,
+    [...until, ...(after ?? [])],
+  )
+  return { rows: BigInt(row?.rows ?? 0), digest: BigInt.asIntN(64, BigInt(row?.digest ?? 0)) }
+}
+
+/** Counted up to here; beyond, what the statistics say will do. */
+const countedRows = 200_000
+
+export async function countRows(
+  sql: Sql,
+  table: readonly string[],
+): Promise<{ rows: bigint; exact: boolean }> {
+  const quoted = quoteTable(table)
+  const [statistics] = await sql<{ rows: number }[]>`
+    select reltuples::float8 as rows from pg_catalog.pg_class where oid = to_regclass(${quoted})`
+  // -1: never analysed. A partitioned table or a view has none of its own.
+  const estimate = statistics?.rows ?? -1
+  if (estimate > countedRows) return { rows: BigInt(Math.round(estimate)), exact: false }
+  const [counted] = await sql.unsafe<{ rows: string }[]>(`select count(*) as rows from ${quoted}`)
+  return { rows: BigInt(counted?.rows ?? 0), exact: true }
+}
+
+function beyond({ key, types }: Keyset, operator: '>' | '<=', firstParameter: number): string {
+  const values = types.map((type, i) => `$${firstParameter + i}::text::${type}`)
+  return `(${key.map(quoteIdentifier).join(', ')}) ${operator} (${values.join(', ')})`
+}
+
+function keyText(key: readonly string[]): string {
+  return `array[${key.map((column) => `${quoteIdentifier(column)}::text`).join(', ')}]`
+}
+
+function keyHash(key: readonly string[]): string {
+  return `hashtextextended(${keyText(key)}::text, 0)`
 }
 
 function quoteTable(parts: readonly string[]): string {

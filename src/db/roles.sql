@@ -77,7 +77,8 @@ begin
       -- Written by the operator's functions alone; retention removes what is old.
       ('outbox_actions', 'delete', null),
       ('batch_jobs', 'insert, update', null),
-      ('batch_positions', 'insert', null)
+      ('batch_positions', 'insert', null),
+      ('batch_failures', 'insert, update', null)
     ) w (name, app, operator)
     join pg_class c on c.oid = to_regclass('holdfast.' || w.name)
   loop

@@ -3,19 +3,22 @@ import type { Logger } from 'pino'
 import { InvalidConfigError } from '../db/errors.ts'
 import type { NewEvent } from '../db/outbox.ts'
 import type { Tx } from '../db/tx.ts'
-import type { Source } from './keyset.ts'
+import type { Source } from './source.ts'
 
-export type ChunkContext<Params> = {
-  /** the chunk's transaction; what it writes commits together with the position */
+export type HookContext<Params> = {
+  /** the transaction of this step; what it writes commits together with the job's progress, or not at all */
   tx: Tx
   params: Params
   jobId: string
-  /** number of the chunk, from 1 */
-  chunk: bigint
-  /** appends events in the chunk's transaction */
+  /** appends events in this transaction */
   publish: (events: NewEvent | readonly NewEvent[]) => Promise<string[]>
   signal: AbortSignal
   log: Logger
+}
+
+export type ChunkContext<Params> = HookContext<Params> & {
+  /** number of the chunk, from 1; 0 for a row that is tried again by itself */
+  chunk: bigint
 }
 
 export type BatchDefinition<Params = unknown, Row extends object = object> = {
@@ -25,6 +28,16 @@ export type BatchDefinition<Params = unknown, Row extends object = object> = {
   readonly source: Source<Row>
   /** rows per chunk; default 1000 */
   readonly chunkSize?: number
+  /** 'params': while a job with the same parameters is neither completed nor cancelled, enqueueing returns that one */
+  readonly unique?: 'params'
+  /** how many rows may be set aside because they cannot be processed; one more and the job fails. Default 0 */
+  readonly skipLimit?: number
+  /** after how long a run lets go, so that other jobs have their turn; another run goes on. Milliseconds */
+  readonly maxRunMs?: number
+  /** Database work before the first chunk; commits exactly once. */
+  prepareRun?(context: HookContext<Params>): Promise<void>
+  /** Database work after the last chunk; commits exactly once. */
+  completed?(context: HookContext<Params>): Promise<void>
   /** Database work alone: it may run again for the same rows, when the chunk was not committed. */
   process(rows: Row[], context: ChunkContext<Params>): Promise<void>
 }
@@ -43,6 +56,11 @@ export function defineBatch<const Name extends string, Params = unknown, Row ext
   if (!Number.isSafeInteger(chunkSize) || chunkSize < 1 || chunkSize > 100_000) {
     problems.push(`batch ${name}: chunkSize is a whole number from 1 to 100000, not ${chunkSize}`)
   }
+  const { skipLimit = 0, maxRunMs = 1, unique = 'params' } = definition
+  if (!Number.isSafeInteger(skipLimit) || skipLimit < 0)
+    problems.push(`batch ${name}: skipLimit is a whole number, 0 or more, not ${skipLimit}`)
+  if (!(maxRunMs > 0)) problems.push(`batch ${name}: maxRunMs is above 0, not ${maxRunMs}`)
+  if (unique !== 'params') problems.push(`batch ${name}: unique is 'params' or left out`)
   if (typeof definition.source?.read !== 'function') {
     problems.push(`batch ${name}: source is missing; for example keyset({ table: 'orders', key: ['id'] })`)
   }

@@ -1,14 +1,8 @@
 import { InvalidConfigError } from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
-import { keyTypes, readAfter } from '../db/keyset.ts'
-import type { Tx } from '../db/tx.ts'
-
-/** Where a batch's rows come from: read in order, a chunk at a time, each chunk with the cursor after it. */
-export type Source<Row> = {
-  read(tx: Tx, cursor: Json, limit: number): Promise<Chunk<Row>>
-}
-
-export type Chunk<Row> = { rows: Row[]; cursor: Json; last: boolean }
+import { countRows, digestBetween, type Keyset, keyTypes, readAfter } from '../db/keyset.ts'
+import type { Sql } from '../db/tx.ts'
+import type { Source } from './source.ts'
 
 export type KeysetOptions = {
   /** `table` or `schema.table` on the primary database */
@@ -26,20 +20,27 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
     throw new InvalidConfigError([`keyset: ${JSON.stringify(table)} is not a table or schema.table`])
   }
   let types: Promise<readonly string[]> | undefined
+  const resolve = async (sql: Sql): Promise<Keyset> => {
+    types ??= keyTypes(sql, table, key)
+    types.catch(() => {
+      types = undefined
+    })
+    return { table: parts, key, types: await types }
+  }
   return {
     async read(tx, cursor, limit) {
-      types ??= keyTypes(tx, table, key)
-      types.catch(() => {
-        types = undefined
-      })
-      const chunk = await readAfter(
-        tx,
-        { table: parts, key, types: await types },
-        checkCursor(cursor, key),
-        limit,
-      )
+      const chunk = await readAfter(tx, await resolve(tx), checkCursor(cursor, key), limit)
       // What a row looks like is the caller's word: the type parameter of keyset.
-      return chunk as Chunk<Row>
+      return { ...chunk, rows: chunk.rows as Row[] }
+    },
+    async count(sql) {
+      await resolve(sql)
+      return countRows(sql, parts)
+    },
+    async digest(sql, after, until) {
+      const end = checkCursor(until, key)
+      if (end === null) return { rows: 0n, digest: 0n }
+      return digestBetween(sql, await resolve(sql), checkCursor(after, key), end)
     },
   }
 }

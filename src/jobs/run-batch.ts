@@ -1,22 +1,25 @@
-import { v7 as uuidv7 } from 'uuid'
-import { type BatchJob, findBatchJob, insertBatchJob, setBatchStatus } from '../db/batch-jobs.ts'
-import { appendBatchPosition, type BatchPosition, readBatchPosition } from '../db/batch-positions.ts'
+import { countFailures, failAgain, nextToRetry, settleFailure } from '../db/batch-failures.ts'
+import { type BatchJob, findBatchJob, moveBatchJob, recordExpected } from '../db/batch-jobs.ts'
+import { type BatchPosition, readBatchPosition } from '../db/batch-positions.ts'
 import { FencedError, InvalidConfigError, NoSlotsError, UnknownOutcomeError } from '../db/errors.ts'
-import { encodeJson, type Json } from '../db/json.ts'
+import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
-import { appendEvents } from '../db/outbox.ts'
-import { isConnectionLoss, isContention } from '../db/sqlstate.ts'
+import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
 import { resolveForward, stageForward } from '../db/staged-transaction.ts'
 import { newAttempt } from '../db/transaction-name.ts'
-import type { Tx } from '../db/tx.ts'
+import { type BatchWork, ChunkError, hookContext, runChunk, runHook, setRowAside } from './batch-chunk.ts'
 import type { BatchDefinition } from './batch-definition.ts'
+import { ChunkPlan } from './chunk-plan.ts'
 import type { JobContext } from './context.ts'
+import { parseParams, unknownBatchJob } from './enqueue-batch.ts'
 import { pause } from './pause.ts'
-import { parseBySchema } from './schema.ts'
 
 /**
  * Runs a batch job: chunk after chunk, each one staged transaction named `<jobId>_progress_<n>` that holds the chunk's
  * work and its new position. Nothing but the database has to agree, so a chunk in doubt is committed forward.
+ *
+ * A chunk that keeps failing is narrowed down to the rows that fail by themselves (chunk-plan.ts). Those are set aside
+ * while the rest commits, up to the definition's `skipLimit`; then the job fails, and can be resumed.
  *
  * The races, and what closes them:
  * 1. Killed between PREPARE and COMMIT PREPARED: the chunk is in doubt. The next run commits it before it reads the
@@ -24,31 +27,21 @@ import { parseBySchema } from './schema.ts'
  * 2. A PREPARE that arrives after the next run looked. Position and name are unique: one of the two fails (23505) or
  *    waits (55P03), and the run resolves and reads again.
  * 3. Two runs of one job (BullMQ delivers twice when a lock is lost). The same: each chunk commits once, whoever is
- *    late reads the position again.
+ *    late reads the position again. What failed because of the other is no failure: the position has moved.
+ * 4. Paused or cancelled while a chunk is under way: the chunk commits, and the state is seen after it.
+ * 5. A row that is to be set aside is no longer the next one: it is read again in the transaction that passes it over,
+ *    and compared by its key.
  */
 export type BatchOutcome = 'completed' | 'failed' | 'stopped'
 
-export type BatchTiming = { maxFailures: number; backoffMs: number; maxBackoffMs: number }
-
-const defaultTiming: BatchTiming = { maxFailures: 5, backoffMs: 50, maxBackoffMs: 30_000 }
-
-export async function enqueueBatchJob(
-  ctx: JobContext,
-  definition: BatchDefinition,
-  params: unknown,
-  correlationId: string,
-): Promise<{ jobId: string }> {
-  const raw = JSON.parse(encodeJson(params ?? {}, `params of ${definition.name}`)) as Json
-  await parseParams(definition, raw)
-  const jobId = `${definition.name}-${uuidv7()}`
-  await insertBatchJob(ctx.databases.primary.sql, {
-    id: jobId,
-    batch: definition.name,
-    params: raw,
-    correlationId,
-  })
-  return { jobId }
+export type BatchTiming = {
+  /** how often a chunk, or one row by itself, is tried before it counts as failing */
+  maxFailures: number
+  backoffMs: number
+  maxBackoffMs: number
 }
+
+const defaultTiming: BatchTiming = { maxFailures: 3, backoffMs: 50, maxBackoffMs: 30_000 }
 
 export async function runBatch(
   ctx: JobContext,
@@ -57,11 +50,10 @@ export async function runBatch(
   signal: AbortSignal,
   timing: BatchTiming = defaultTiming,
 ): Promise<BatchOutcome> {
-  const { primary } = ctx.databases
-  const job = await findBatchJob(primary.sql, jobId)
-  if (!job) throw new InvalidConfigError([`no batch job ${jobId} is recorded`])
+  const { sql } = ctx.databases.primary
+  const job = await findBatchJob(sql, jobId)
+  if (!job) throw unknownBatchJob(jobId)
   if (job.status === 'completed' || job.status === 'failed') return job.status
-  if (job.status === 'cancelled') return 'stopped'
   const definition = definitions.get(job.batch)
   if (!definition) {
     throw new InvalidConfigError([
@@ -70,146 +62,229 @@ export async function runBatch(
   }
   const params = await parseParams(definition, job.params)
   await ctx.lease.hold()
-  await setBatchStatus(primary.sql, jobId, ['queued', 'running'], 'running')
+  const run = new BatchRun({ ctx, definition, job, params, signal }, timing)
+  return run.run()
+}
 
-  let reachedChunk = 0n
-  let failure: unknown
-  for (let failures = 0; !signal.aborted; ) {
-    try {
-      const position = await resolveAndRead(ctx, jobId)
-      // Whatever failed, another run got further meanwhile: it failed because of that, and is no failure.
-      if ((position?.n ?? 0n) > reachedChunk) failures = 0
-      reachedChunk = position?.n ?? 0n
-      if (failures >= timing.maxFailures) return await fail(ctx, jobId, failure)
-      if (position?.last === true) {
-        await setBatchStatus(primary.sql, jobId, ['running'], 'completed')
-        ctx.log.info(
-          { jobId, chunks: String(position.n), rows: String(position.rowsTotal) },
-          'batch job completed',
+class BatchRun {
+  readonly #work: BatchWork
+  readonly #timing: BatchTiming
+  readonly #plan: ChunkPlan
+  #failures = 0
+  #reached = 0n
+
+  constructor(work: BatchWork, timing: BatchTiming) {
+    this.#work = work
+    this.#timing = timing
+    this.#plan = new ChunkPlan(work.definition.chunkSize ?? 1000)
+  }
+
+  async run(): Promise<BatchOutcome> {
+    const { ctx, job, definition, signal } = this.#work
+    const until = performance.now() + (definition.maxRunMs ?? Number.POSITIVE_INFINITY)
+    let known: ChunkError | undefined
+    let waits = 0
+    while (!signal.aborted) {
+      try {
+        let position = await this.#resolveAndRead()
+        // Whatever failed, another run got further meanwhile: it failed because of that, and is no failure.
+        if (position.n !== this.#reached) this.#restart()
+        this.#reached = position.n
+        const ended = await this.#letGo()
+        if (ended) return ended
+        if (position.n === 0n) await this.#prepare()
+        while (!position.last && !signal.aborted && performance.now() < until) {
+          // Looked at beside the chunk: what is asked for in the meantime is seen after the next one.
+          const [after, asked] = await Promise.all([this.#step(position, known), this.#status()])
+          position = after
+          this.#reached = position.n
+          known = undefined
+          waits = 0
+          const stop = asked === 'running' ? undefined : await this.#letGo()
+          if (stop) return stop
+        }
+        if (!position.last) return 'stopped'
+        return await this.#complete(position)
+      } catch (error) {
+        if (signal.aborted) break
+        if (error instanceof SkipLimitError) return this.#fail(error.message)
+        if (error instanceof ChunkError && !isPassing(error.cause)) {
+          known = error
+          const gaveUp = await this.#failed(error)
+          if (gaveUp !== undefined) return this.#fail(gaveUp)
+          if (this.#failures === 0) continue
+        } else if (!isPassing(error) && ++this.#failures >= this.#timing.maxFailures) {
+          return this.#fail(messageOf(error))
+        }
+        const { backoffMs, maxBackoffMs } = this.#timing
+        const waitMs = Math.random() * Math.min(maxBackoffMs, backoffMs * 2 ** ++waits)
+        ctx.log.warn(
+          { err: error, jobId: job.id, waitMs: Math.round(waitMs) },
+          'chunk not committed, trying again',
         )
-        return 'completed'
+        await pause(waitMs, signal)
       }
-      await runChunks(ctx, definition, job, params, position, signal, (n) => {
-        failures = 0
-        reachedChunk = n
-      })
-    } catch (error) {
-      if (signal.aborted) break
-      if (!isPassing(error)) failures++
-      failure = error
-      const waitMs = Math.random() * Math.min(timing.maxBackoffMs, timing.backoffMs * 2 ** (failures + 1))
-      ctx.log.warn(
-        { err: error, jobId, failures, waitMs: Math.round(waitMs) },
-        'chunk not committed, trying again',
-      )
-      await pause(waitMs, signal)
     }
+    return 'stopped'
   }
-  return 'stopped'
-}
 
-async function fail(ctx: JobContext, jobId: string, error: unknown): Promise<'failed'> {
-  ctx.log.error({ err: error, jobId }, 'batch job failed')
-  await setBatchStatus(ctx.databases.primary.sql, jobId, ['running'], 'failed', messageOf(error))
-  return 'failed'
-}
-
-export type WaitOptions = { pollMs?: number; signal?: AbortSignal }
-
-/** Waits until a job has ended, or until the signal aborts; returns the job as it is then. */
-export async function waitForBatch(
-  ctx: JobContext,
-  jobId: string,
-  { pollMs = 100, signal = new AbortController().signal }: WaitOptions = {},
-): Promise<BatchJob> {
-  for (;;) {
-    const job = await findBatchJob(ctx.databases.primary.sql, jobId)
-    if (!job) throw new InvalidConfigError([`no batch job ${jobId} is recorded`])
-    if ((job.status !== 'queued' && job.status !== 'running') || signal.aborted) return job
-    await pause(pollMs, signal)
+  #restart(): void {
+    this.#failures = 0
+    this.#plan.reset()
   }
-}
 
-/** Commits what is in doubt of this job, then reads where it stands. */
-async function resolveAndRead(ctx: JobContext, jobId: string): Promise<BatchPosition | undefined> {
-  const { primary } = ctx.databases
-  const resolved = await resolveForward(primary, ctx.installation, (name) =>
-    name.startsWith(`${jobId}_progress_`),
-  )
-  for (const { name, attempt } of resolved)
-    ctx.log.info({ name, attempt }, 'committed a chunk that was in doubt')
-  return readBatchPosition(primary.sql, jobId, 0)
-}
-
-async function runChunks(
-  ctx: JobContext,
-  definition: BatchDefinition,
-  job: BatchJob,
-  params: unknown,
-  from: BatchPosition | undefined,
-  signal: AbortSignal,
-  progressed: (n: bigint) => void,
-): Promise<void> {
-  let position = from ?? { n: 0n, cursor: null, rowsTotal: 0n, last: false }
-  while (!position.last && !signal.aborted) {
-    position = await runChunk(ctx, definition, job, params, position, signal)
-    progressed(position.n)
-  }
-}
-
-async function runChunk(
-  ctx: JobContext,
-  definition: BatchDefinition,
-  job: BatchJob,
-  params: unknown,
-  before: BatchPosition,
-  signal: AbortSignal,
-): Promise<BatchPosition> {
-  const n = before.n + 1n
-  const name = chunkName(job.id, n)
-  const attempt = newAttempt(ctx.lease.id)
-  const log = ctx.log.child({ jobId: job.id, chunk: String(n) })
-  const spec = {
-    installation: ctx.installation,
-    attempt,
-    name,
-  }
-  const work = async (tx: Tx, send: (query: PromiseLike<unknown>) => void) => {
-    const { rows, cursor, last } = await definition.source.read(
-      tx,
-      before.cursor,
-      definition.chunkSize ?? 1000,
-    )
-    if (rows.length > 0) {
-      const publish = (events: Parameters<typeof appendEvents>[1]) => appendEvents(tx, events, ctx.eventLimit)
-      await definition.process(rows, { tx, params, jobId: job.id, chunk: n, publish, signal, log })
+  async #step(position: BatchPosition, known: ChunkError | undefined): Promise<BatchPosition> {
+    const { setAside } = this.#plan.next
+    let after: BatchPosition | undefined
+    if (setAside && known) {
+      await this.#checkSkipLimit(known)
+      after = await setRowAside(this.#work, position, known.firstKey, known.cause)
+      if (after) {
+        this.#work.ctx.log.warn(
+          { jobId: this.#work.job.id, row: known.firstKey, err: known.cause },
+          'row set aside',
+        )
+      } else this.#plan.reset()
     }
-    const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
-    send(appendBatchPosition(tx, { jobId: job.id, range: 0, attempt, rows: rows.length, ...after }))
+    after ??= await runChunk(this.#work, position, this.#plan.next.size)
+    this.#plan.succeeded()
+    this.#failures = 0
     return after
   }
-  const after = await ctx.lease.slots.use(() => stageForward(ctx.databases.primary, spec, work))
-  ctx.outboxWakeup.committed()
-  return after
+
+  /** A failing chunk is tried again or divided; returns why the job has to fail where it can be neither. */
+  async #failed({ cause, rows }: ChunkError): Promise<string | undefined> {
+    this.#failures++
+    const { maxFailures } = this.#timing
+    const alone = this.#plan.next.size === 1 || rows === 1
+    const tries = isOfTheData(cause) || (this.#plan.narrowing && !alone) ? 1 : maxFailures
+    if (this.#failures < tries) return undefined
+    // The source itself cannot be read: there is no row to set aside.
+    if (rows === 0) return this.#failures < maxFailures ? undefined : messageOf(cause)
+    const now = await readBatchPosition(this.#work.ctx.databases.primary.sql, this.#work.job.id, 0)
+    if ((now?.n ?? 0n) === this.#reached) this.#plan.failed(rows)
+    this.#failures = 0
+    return undefined
+  }
+
+  async #checkSkipLimit({ cause, firstKey }: ChunkError): Promise<void> {
+    const { ctx, job, definition } = this.#work
+    const skipLimit = definition.skipLimit ?? 0
+    const failed = await countFailures(ctx.databases.primary.sql, job.id)
+    if (failed < skipLimit) return
+    const others = failed === 0 ? '' : `${failed} rows failed before it, `
+    throw new SkipLimitError(
+      `row ${JSON.stringify(firstKey)} failed (${others}skipLimit ${skipLimit}): ${messageOf(cause)}`,
+    )
+  }
+
+  /** Commits what is in doubt of this job, then reads where it stands. */
+  async #resolveAndRead(): Promise<BatchPosition> {
+    const { ctx, job } = this.#work
+    const { primary } = ctx.databases
+    const resolved = await resolveForward(primary, ctx.installation, (name) => name.startsWith(`${job.id}_`))
+    for (const { name, attempt } of resolved)
+      ctx.log.info({ name, attempt }, 'committed a chunk that was in doubt')
+    return (
+      (await readBatchPosition(primary.sql, job.id, 0)) ?? { n: 0n, cursor: null, rowsTotal: 0n, last: false }
+    )
+  }
+
+  /** The outcome where this run has to end: paused, cancelled, or ended by another run. Takes up what is queued. */
+  async #letGo(): Promise<BatchOutcome | undefined> {
+    const { ctx, job } = this.#work
+    const { sql } = ctx.databases.primary
+    const status = await moveBatchJob(sql, job.id, {
+      queued: 'running',
+      pausing: 'paused',
+      cancelling: 'cancelled',
+    })
+    const now = status ?? (await this.#status())
+    if (now === 'running') return undefined
+    ctx.log.info({ jobId: job.id, status: now }, 'batch job lets go')
+    return now === 'completed' || now === 'failed' ? now : 'stopped'
+  }
+
+  async #status(): Promise<BatchJob['status'] | undefined> {
+    const { ctx, job } = this.#work
+    return (await findBatchJob(ctx.databases.primary.sql, job.id))?.status
+  }
+
+  async #prepare(): Promise<void> {
+    const { ctx, job, definition } = this.#work
+    if (definition.source.count && job.rowsExpected === null) {
+      const expected = await definition.source.count(ctx.databases.primary.sql)
+      await recordExpected(ctx.databases.primary.sql, job.id, expected)
+    }
+    if (definition.prepareRun) await runHook(this.#work, 'prepared', definition.prepareRun)
+  }
+
+  async #complete(position: BatchPosition): Promise<BatchOutcome> {
+    const { ctx, job, definition } = this.#work
+    const { sql } = ctx.databases.primary
+    await this.#retryFailures()
+    if (this.#work.signal.aborted) return 'stopped'
+    if (definition.completed) await runHook(this.#work, 'completed', definition.completed)
+    const status = await moveBatchJob(sql, job.id, { running: 'completed', pausing: 'completed' })
+    if (status === undefined) return (await this.#letGo()) ?? 'stopped'
+    ctx.log.info(
+      { jobId: job.id, chunks: String(position.n), rows: String(position.rowsTotal) },
+      'batch job completed',
+    )
+    return 'completed'
+  }
+
+  /** Rows for which somebody asked for another try, each by itself. */
+  async #retryFailures(): Promise<void> {
+    const { ctx, job, definition, signal } = this.#work
+    const { primary } = ctx.databases
+    for (;;) {
+      const row = await nextToRetry(primary.sql, job.id)
+      if (!row || signal.aborted) return
+      const attempt = newAttempt(ctx.lease.id)
+      const name = `${job.id}_retry_${row.id}_${row.tries}`
+      try {
+        await stageForward(primary, { installation: ctx.installation, attempt, name }, async (tx) => {
+          const { rows, keys } = await definition.source.read(tx, row.cursor, 1)
+          const found = sameKey(keys[0], row.rowKey)
+          if (found) await definition.process(rows, { ...hookContext(this.#work, tx, name), chunk: 0n })
+          await settleFailure(tx, row.id, found ? 'resolved' : 'gone')
+        })
+        ctx.outboxWakeup.committed()
+      } catch (error) {
+        if (isPassing(error)) throw error
+        await failAgain(primary.sql, row.id, error)
+      }
+    }
+  }
+
+  async #fail(why: string): Promise<'failed'> {
+    const { ctx, job } = this.#work
+    ctx.log.error({ jobId: job.id, why }, 'batch job failed')
+    await moveBatchJob(ctx.databases.primary.sql, job.id, { running: 'failed', pausing: 'failed' }, why)
+    return 'failed'
+  }
 }
 
-/** The name of a chunk's transaction. */
-function chunkName(jobId: string, n: bigint): string {
-  return `${jobId}_progress_${n}`
+class SkipLimitError extends Error {}
+
+function sameKey(one: Json | undefined, other: Json): boolean {
+  return JSON.stringify(one ?? null) === JSON.stringify(other)
 }
 
-async function parseParams(definition: BatchDefinition, raw: Json): Promise<unknown> {
-  if (!definition.params) return raw
-  return parseBySchema(definition.params, raw, `params of ${definition.name}`)
+/** The same rows fail in the same way again: a value that does not fit, or a constraint (SQLSTATE classes 22 and 23). */
+function isOfTheData(error: unknown): boolean {
+  return /^2[23]/.test(sqlstateOf(error) ?? '')
 }
 
 /** Contention, fencing and a lost connection are nobody's failure: the run resolves, reads again and goes on. */
 function isPassing(error: unknown): boolean {
+  const cause = error instanceof ChunkError ? error.cause : error
   return (
-    error instanceof FencedError ||
-    error instanceof NoSlotsError ||
-    error instanceof UnknownOutcomeError ||
-    isContention(error) ||
-    isConnectionLoss(error)
+    cause instanceof FencedError ||
+    cause instanceof NoSlotsError ||
+    cause instanceof UnknownOutcomeError ||
+    isContention(cause) ||
+    isConnectionLoss(cause)
   )
 }

@@ -1,29 +1,31 @@
-import { randomUUID } from 'node:crypto'
 import type { StandardSchemaV1 } from '@standard-schema/spec'
-import type { BatchJob } from '../db/batch-jobs.ts'
-import { findBatchJob } from '../db/batch-jobs.ts'
+import type { BatchFailure } from '../db/batch-failures.ts'
+import type { BatchFilter, BatchJob, BatchStatus } from '../db/batch-jobs.ts'
+import type { BatchProgress } from '../db/batch-positions.ts'
 import {
   type DistributedTransaction,
   type ListFilter,
   listTransactions,
 } from '../db/distributed-transactions.ts'
-import { InvalidConfigError } from '../db/errors.ts'
 import type { EventRunner } from '../db/event-runner.ts'
 import { recordSeen } from '../db/inbox-seen.ts'
 import { appendEvents, type NewEvent } from '../db/outbox.ts'
+import type { Force } from '../jobs/batch-control.ts'
 import { type Begun, beginDistributed } from '../jobs/begin.ts'
 import type { BeginOptions } from '../jobs/begin-options.ts'
 import { commitDistributed, rollbackDistributed } from '../jobs/coordinator.ts'
+import type { EnqueuedBatch, WaitOptions } from '../jobs/enqueue-batch.ts'
 import type { Progress } from '../jobs/finish.ts'
 import { type Outcome, outcome } from '../jobs/outcome.ts'
-import { enqueueBatchJob, type WaitOptions, waitForBatch } from '../jobs/run-batch.ts'
 import { type RunResult, type RunSpec, runDistributed } from '../jobs/run-distributed.ts'
 import type { Work } from '../jobs/stage-work.ts'
+import type { Verification } from '../jobs/verify-batch.ts'
 import { type VoteOptions, type VoteResult, vote } from '../jobs/vote.ts'
+import { Batches } from './batches.ts'
 import { type HoldfastConfig, resolveConfig } from './config.ts'
 import { type Context, createContext } from './context.ts'
 import { createLog } from './log.ts'
-import { batchQueueJob, WorkerService } from './worker.ts'
+import { WorkerService } from './worker.ts'
 
 type DatabaseName<C> = C extends { databases: infer D } ? (keyof D & string) | 'primary' : string
 type BatchName<C> = C extends { batches: readonly (infer B)[] }
@@ -102,8 +104,32 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
     enqueue<P>(
       batch: { readonly name: string; readonly params?: StandardSchemaV1<unknown, P> } | BatchName<C>,
       params?: P,
-    ): Promise<{ jobId: string }>
+    ): Promise<EnqueuedBatch>
     get(jobId: string): Promise<BatchJob | undefined>
+    /** The newest first; a hundred unless `limit` says otherwise. */
+    list(filter?: BatchFilter): Promise<BatchJob[]>
+    /** How far it is, and how fast. */
+    progress(jobId: string): Promise<BatchProgress>
+    /** The rows that it could not process, the oldest first. */
+    failures(jobId: string, limit?: number): Promise<BatchFailure[]>
+    /**
+     * No chunk begins any more until it is resumed; `pausing` while one is under way. `force` does not wait for a run that
+     * hangs or whose worker is gone. Throws HOLDFAST_WRONG_BATCH_STATE for a job that has ended, as the next two do.
+     */
+    pause(jobId: string, options?: Force): Promise<BatchStatus>
+    /** Goes on where it stands, also after it has failed. */
+    resume(jobId: string): Promise<BatchStatus>
+    /** Ends it for good; what its chunks did stays. */
+    cancel(jobId: string, options?: Force): Promise<BatchStatus>
+    /** Has the rows that were set aside tried again, each by itself; returns how many there are. */
+    retryFailures(jobId: string): Promise<number>
+    /** Proves from the data that each row of the source was processed exactly once, or says what differs. */
+    verify(jobId: string): Promise<Verification>
+    /** Returns the job that completed with these parameters, or throws HOLDFAST_BATCH_NOT_COMPLETED. */
+    ensureCompleted<P>(
+      batch: { readonly name: string; readonly params?: StandardSchemaV1<unknown, P> } | BatchName<C>,
+      params?: P,
+    ): Promise<BatchJob>
     /** Waits until a job (its id, or what enqueue returned) has ended, or the signal aborts; returns it as it is then. */
     wait(job: string | { jobId: string }, options?: WaitOptions): Promise<BatchJob>
   }
@@ -122,11 +148,13 @@ export async function createHoldfast<const C extends HoldfastConfig>(config: C):
 
 class Instance implements Holdfast {
   readonly #ctx: Context
+  readonly #batches: Batches
   #workers: WorkerService | undefined
   #closed: Promise<void> | undefined
 
   constructor(ctx: Context) {
     this.#ctx = ctx
+    this.#batches = new Batches(ctx)
   }
 
   async beginDistributed(name: string, work: unknown, options?: BeginOptions): Promise<never> {
@@ -172,12 +200,8 @@ class Instance implements Holdfast {
     return recordSeen(tx, consumer, eventId)
   }
 
-  readonly batches = {
-    enqueue: (batch: string | { readonly name: string }, params?: unknown) =>
-      this.#enqueueBatch(batch, params),
-    get: (jobId: string) => findBatchJob(this.#ctx.databases.primary.sql, jobId),
-    wait: (job: string | { jobId: string }, options?: WaitOptions) =>
-      waitForBatch(this.#ctx, typeof job === 'string' ? job : job.jobId, options),
+  get batches(): Batches {
+    return this.#batches
   }
 
   async start(): Promise<void> {
@@ -196,23 +220,5 @@ class Instance implements Holdfast {
       this.#ctx.log.warn('the drain deadline passed; what still runs is resumed elsewhere')
     }
     await this.#ctx.close()
-  }
-
-  /** The row is the job; the queue only says that it is there, and workers assert that from the row. */
-  async #enqueueBatch(
-    batch: string | { readonly name: string },
-    params: unknown,
-  ): Promise<{ jobId: string }> {
-    const name = typeof batch === 'string' ? batch : batch.name
-    const definition = this.#ctx.config.batches.get(name)
-    if (!definition) {
-      const known = [...this.#ctx.config.batches.keys()].join(', ') || 'none'
-      throw new InvalidConfigError([`no batch named ${JSON.stringify(name)} is configured; known: ${known}`])
-    }
-    const { jobId } = await enqueueBatchJob(this.#ctx, definition, params, randomUUID())
-    await this.#ctx.queues.add('batch', batchQueueJob(jobId)).catch((error: unknown) => {
-      this.#ctx.log.warn({ err: error, jobId }, 'recorded, but not queued yet; a worker will')
-    })
-    return { jobId }
   }
 }

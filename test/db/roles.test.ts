@@ -21,11 +21,12 @@ import { finishByHand, recoverByHand } from '../../src/jobs/by-hand.ts'
 import { cleanStaleTransactions } from '../../src/jobs/clean-stale-transactions.ts'
 import { createJobContext, type JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
+import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { outcome } from '../../src/jobs/outcome.ts'
 import { recover } from '../../src/jobs/recovery.ts'
 import { removeOldOutbox } from '../../src/jobs/remove-old-outbox.ts'
-import { enqueueBatchJob, runBatch } from '../../src/jobs/run-batch.ts'
+import { runBatch } from '../../src/jobs/run-batch.ts'
 import { runDistributed } from '../../src/jobs/run-distributed.ts'
 import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
@@ -355,6 +356,7 @@ describe('installing the roles', () => {
       group by relname`
     const writable = tables.filter(({ app, operator }) => app !== '' || operator !== '')
     expect(Object.fromEntries(writable.map(({ name, app, operator }) => [name, [app, operator]]))).toEqual({
+      batch_failures: ['insert, update', ''],
       batch_jobs: ['insert, update', ''],
       batch_positions: ['insert', ''],
       distributed_transactions: ['insert, update some, delete', 'update some'],

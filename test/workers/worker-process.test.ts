@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { describe, expect, inject, it } from 'vitest'
 import type { JobContext } from '../../src/jobs/context.ts'
-import { enqueueBatchJob } from '../../src/jobs/run-batch.ts'
+import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 import { HoldfastProcess } from '../support/process.ts'

@@ -5,11 +5,13 @@ import type { Databases } from '../../db/databases.ts'
 import { startEmbedded } from '../../db/embedded/server.ts'
 import { listPrepared, rollbackPrepared } from '../../db/prepared.ts'
 import { ownerOf, parseGid } from '../../db/transaction-name.ts'
-import { enqueueBatchJob } from '../../jobs/run-batch.ts'
+import { enqueueBatchJob } from '../../jobs/enqueue-batch.ts'
+import { verifyBatch } from '../../jobs/verify-batch.ts'
 import { resolveConfig } from '../../workers/config.ts'
 import { type Context, createContext } from '../../workers/context.ts'
 import { createLog } from '../../workers/log.ts'
 import { batchQueueJob } from '../../workers/worker.ts'
+import { describeVerification } from '../batch-print.ts'
 import { checkServer } from './check-server.ts'
 import { Crew } from './crew.ts'
 import { demoConfig } from './demo-config.ts'
@@ -90,6 +92,8 @@ export async function runDemo(
       inDoubt: { resolved, left: await countPrepared(ctx.databases) },
       seconds: Math.round((performance.now() - started) / 100) / 10,
     }
+    const verification = await verifyBatch(ctx, ctx.config.batches, jobId)
+    say(describeVerification(verification).trimEnd())
     onReport(report)
     if (options.stay && !interrupted.signal.aborted) {
       say('the workers go on; Ctrl-C ends the demo and drops its databases')

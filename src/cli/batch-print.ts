@@ -1,0 +1,108 @@
+import type { BatchFailure } from '../db/batch-failures.ts'
+import type { BatchJob } from '../db/batch-jobs.ts'
+import type { BatchProgress } from '../db/batch-positions.ts'
+import type { Verification } from '../jobs/verify-batch.ts'
+import { age, section } from './table.ts'
+
+/** A job and how far it is, with counts as JSON has them. */
+export type JobView = Omit<BatchJob, 'rowsExpected'> & { rowsExpected: number | null } & Omit<
+    BatchProgress,
+    'rows' | 'failed' | 'chunks'
+  > & { rows: number; failed: number; chunks: number }
+
+/** How `holdfast batch` shows things to humans. */
+export function describeJobs(jobs: readonly JobView[], now: number): string {
+  if (jobs.length === 0) return 'no batch job\n'
+  return section(
+    'batch jobs',
+    ['job', 'state', 'rows', 'of', 'failed', 'pace', 'begun'],
+    jobs.map((job) => [
+      job.id,
+      job.status,
+      count(job.rows),
+      expected(job),
+      count(job.failed),
+      left(job),
+      `${age((now - (job.startedAt ?? job.createdAt).getTime()) / 1_000)} ago`,
+    ]),
+  )
+}
+
+type Failure = Omit<BatchFailure, 'id'> & { id: string }
+
+export function describeJob(job: JobView, failures: readonly Failure[], now: number): string {
+  const parts = [
+    describeJobs([job], now),
+    `chunks: ${count(job.chunks)}; parameters: ${JSON.stringify(job.params)}\n`,
+    job.error === null ? '' : `error: ${job.error}\n`,
+    section(
+      'rows that failed',
+      ['row', 'state', 'tries', 'SQLSTATE', 'stack', 'error'],
+      failures.map((f) => [
+        JSON.stringify(f.rowKey),
+        f.state,
+        String(f.tries),
+        f.sqlstate ?? '-',
+        f.stackDigest,
+        f.error.replaceAll(/\s+/g, ' ').slice(0, 120),
+      ]),
+    ),
+    advice(job),
+  ]
+  return parts.filter((part) => part !== '').join('\n')
+}
+
+function advice({ id, status, failed }: JobView): string {
+  if (status === 'failed') return `mend what the error names, then: holdfast batch resume ${id}\n`
+  if (status === 'paused') return `holdfast batch resume ${id} goes on\n`
+  if (status === 'pausing' || status === 'cancelling')
+    return `it lets go after the chunk that is under way; if its worker hangs: holdfast batch ${status === 'pausing' ? 'pause' : 'cancel'} ${id} --force\n`
+  if (status === 'completed' && failed > 0)
+    return `mend the rows or the code, then: holdfast batch retry-failures ${id}\n`
+  if (status === 'completed') return `holdfast batch verify ${id} proves it\n`
+  return ''
+}
+
+export function describeVerification(v: Verification): string {
+  const lines = [
+    `${v.jobId} is ${v.status}: ${count(v.chunks)} chunks, ${count(v.rows.processed)} rows processed, ${count(v.rows.failed)} failed`,
+    `the source has ${count(v.source.rows)} rows in their intervals now${v.beyond === undefined ? '' : `, and ${count(v.beyond)} beyond the last one`}`,
+    v.missing.length === 0 ? 'no chunk is missing' : `MISSING: chunks ${v.missing.join(', ')}`,
+    v.changedChunks === 0
+      ? 'the keys of each chunk are those that are in the source now'
+      : `${count(v.changedChunks)} chunks differ: rows were inserted, deleted or re-keyed after they were read`,
+  ]
+  const changed = section(
+    '',
+    ['chunk', 'after', 'until', 'read', 'now'],
+    v.changed.map((c) => [
+      String(c.chunk),
+      JSON.stringify(c.after),
+      JSON.stringify(c.until),
+      count(c.read),
+      count(c.now),
+    ]),
+  )
+  const verdict = v.proved
+    ? 'proved: each row of the source was processed exactly once'
+    : 'not proved: see above'
+  return `${lines.join('\n')}\n${changed}${verdict}\n`
+}
+
+/** Rate, and the time that the rest takes at that rate. */
+export function left({ status, rowsPerSecond, rowsExpected, rowsExact, rows, failed }: JobView): string {
+  if (rowsPerSecond === null) return '-'
+  const rate = `${count(Math.round(rowsPerSecond))}/s`
+  if (status !== 'running' || rowsExpected === null || rowsPerSecond <= 0) return rate
+  const rest = Math.max(0, rowsExpected - rows - failed)
+  return `${rate}, ${rowsExact === false ? 'about ' : ''}${age(rest / rowsPerSecond)} to go`
+}
+
+function expected({ rowsExpected, rowsExact }: JobView): string {
+  if (rowsExpected === null) return '-'
+  return `${rowsExact === false ? 'about ' : ''}${count(rowsExpected)}`
+}
+
+function count(n: number | bigint): string {
+  return n.toLocaleString('en-US')
+}
