@@ -284,7 +284,7 @@ describe('the WAL backlog', () => {
       await sql`select pg_drop_replication_slot('forgotten')`
     })
     const before = (await read()).walBacklogBytes.value!
-    await sql`select pg_logical_emit_message(false, 'test', repeat('x', 3000000))`
+    await sql`select pg_logical_emit_message(true, 'test', repeat('x', 3000000))`
     const { walBacklogBytes } = await read()
     expect(walBacklogBytes).toMatchObject({ detail: 'replication slot forgotten' })
     expect(walBacklogBytes.value! - before).toBeGreaterThanOrEqual(3_000_000)

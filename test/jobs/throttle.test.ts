@@ -211,6 +211,13 @@ describe('a throttle', () => {
     expect(state.reads).toBe(1)
   })
 
+  it('counts a read that failed for several once', async () => {
+    const { state, throttle } = throttleOf()
+    state.next = busy
+    const asked = await Promise.all([1, 2, 3, 4, 5].map(() => throttle.check(signal)))
+    expect(asked).toEqual(asked.map(() => ({ hold: undefined, unknown: [failed] })))
+  })
+
   it.each([
     ['going on', 0, undefined],
     ['holding', 101, 'replica lag 0.1 s, limit 0.1 s'],
@@ -318,11 +325,12 @@ describe('a throttle', () => {
     expect(aborted).toEqual(['hook'])
   })
 
-  it('answers at once with the last verdict when the signal aborts, and forgets nothing', async () => {
+  it('answers at once with the last verdict when the signal aborts, which is no failure and no read', async () => {
     const { clock, state, throttle, after } = throttleOf()
     const before = await after(101)
     const stop = new AbortController()
-    state.next = deferred<number>().promise
+    const answer = deferred<number>()
+    state.next = answer.promise
     await clock.advance(1_000)
     const asked = throttle.check(stop.signal)
     await settle()
@@ -331,5 +339,10 @@ describe('a throttle', () => {
     expect(await throttle.check(AbortSignal.abort())).toEqual(before)
     expect(state.reads).toBe(2)
     expect(clock.waits).toEqual([])
+    answer.resolve(0)
+    await settle()
+    state.next = 0
+    expect(await throttle.check(signal)).toEqual({ hold: undefined, unknown: [] })
+    expect(state.reads).toBe(3)
   })
 })
