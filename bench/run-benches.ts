@@ -4,12 +4,17 @@ import { join } from 'node:path'
 import { Command } from 'commander'
 import { startEmbedded } from '../src/db/embedded/server.ts'
 import { startRedis } from '../test/support/redis-server.ts'
+import { batch } from './batch.ts'
 import type { Bench, BenchServers, Measurement } from './measure.ts'
 import { outbox } from './outbox.ts'
 import { stage } from './stage.ts'
 
 /** `npm run bench -- NAME… [--quick] [--json]`: ratios against the best that a plain client does on this machine. */
-const suites: Readonly<Record<string, Readonly<Record<string, Bench>>>> = { outbox, stage: { stage } }
+const suites: Readonly<Record<string, Readonly<Record<string, Bench>>>> = {
+  outbox,
+  stage: { stage },
+  batch: { batch },
+}
 const known = {
   ...suites,
   ...Object.fromEntries(Object.entries(outbox).map(([name, bench]) => [name, { [name]: bench }])),

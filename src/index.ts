@@ -12,6 +12,7 @@ export { transactionName } from './db/transaction-name.ts'
 export type { Tx } from './db/tx.ts'
 export type { Force } from './jobs/batch-control.ts'
 export {
+  type AdaptiveSize,
   type BatchDefinition,
   type ChunkContext,
   defineBatch,
@@ -36,7 +37,11 @@ export type {
   SinkPolicy,
 } from './jobs/sinks/sink.ts'
 export type { Chunk, Source } from './jobs/source.ts'
+export { type CsvOptions, csv } from './jobs/sources/csv.ts'
+export type { FileOptions } from './jobs/sources/file-source.ts'
+export { ndjson } from './jobs/sources/ndjson.ts'
 export type { Work, WorkByParticipant } from './jobs/stage-work.ts'
+export type { ThrottleLimits } from './jobs/throttle.ts'
 export type { ChangedChunk, Verification } from './jobs/verify-batch.ts'
 export type { VoteOptions, VoteResult } from './jobs/vote.ts'
 export { defineConfig, type HoldfastConfig, type Timing } from './workers/config.ts'

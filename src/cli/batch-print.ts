@@ -35,6 +35,7 @@ export function describeJob(job: JobView, failures: readonly Failure[], now: num
     describeJobs([job], now),
     `chunks: ${count(job.chunks)}; parameters: ${JSON.stringify(job.params)}\n`,
     job.error === null ? '' : `error: ${job.error}\n`,
+    job.hold === null ? '' : `holds: ${job.hold}\n`,
     section(
       'rows that failed',
       ['row', 'state', 'tries', 'SQLSTATE', 'stack', 'error'],
@@ -90,7 +91,16 @@ export function describeVerification(v: Verification): string {
 }
 
 /** Rate, and the time that the rest takes at that rate. */
-export function left({ status, rowsPerSecond, rowsExpected, rowsExact, rows, failed }: JobView): string {
+export function left({
+  status,
+  hold,
+  rowsPerSecond,
+  rowsExpected,
+  rowsExact,
+  rows,
+  failed,
+}: JobView): string {
+  if (hold !== null && status === 'running') return `holds: ${hold}`
   if (rowsPerSecond === null) return '-'
   const rate = `${count(Math.round(rowsPerSecond))}/s`
   if (status !== 'running' || rowsExpected === null || rowsPerSecond <= 0) return rate

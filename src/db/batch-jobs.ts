@@ -18,6 +18,8 @@ export type BatchJob = {
   params: Json
   status: BatchStatus
   error: string | null
+  /** why no chunk begins just now */
+  hold: string | null
   /** how many rows the source had when the job first started; null before that, or where the source cannot tell */
   rowsExpected: bigint | null
   /** false: estimated from the statistics of the table */
@@ -28,7 +30,7 @@ export type BatchJob = {
   finishedAt: Date | null
 }
 
-const columns = `id, batch, params, status, error, rows_expected as "rowsExpected", rows_exact as "rowsExact",
+const columns = `id, batch, params, status, error, hold, rows_expected as "rowsExpected", rows_exact as "rowsExact",
   correlation_id as "correlationId", created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt"`
 
 type Row = Omit<BatchJob, 'rowsExpected'> & { rowsExpected: string | null }
@@ -106,12 +108,16 @@ export async function moveBatchJob(
   const from = Object.keys(moves)
   const to = Object.values(moves)
   const [row] = await sql<{ status: BatchStatus }[]>`
-    update holdfast.batch_jobs j set status = m.target, error = ${error},
+    update holdfast.batch_jobs j set status = m.target, error = ${error}, hold = null,
       started_at = case when m.target = 'running' then coalesce(started_at, clock_timestamp()) else started_at end,
       finished_at = case when m.target in ('completed', 'failed', 'cancelled') then clock_timestamp() end
     from unnest(${from}::text[], ${to}::text[]) m (source, target)
     where j.id = ${id} and j.status = m.source returning j.status`
   return row?.status
+}
+
+export async function recordHold(sql: Sql, id: string, hold: string | null): Promise<void> {
+  await sql`update holdfast.batch_jobs set hold = ${hold} where id = ${id}`
 }
 
 export async function recordExpected(

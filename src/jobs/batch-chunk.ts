@@ -34,7 +34,7 @@ export class ChunkError extends Error {
 }
 
 /** The name of a chunk's transaction. */
-export function chunkName(jobId: string, n: bigint): string {
+function chunkName(jobId: string, n: bigint): string {
   return `${jobId}_progress_${n}`
 }
 
@@ -94,14 +94,14 @@ class OtherRowError extends Error {}
 export async function runHook(
   work: BatchWork,
   step: 'prepared' | 'completed',
-  hook: (context: HookContext<unknown>) => Promise<void>,
+  hook: (context: HookContext<unknown>) => Promise<void> | undefined,
 ): Promise<void> {
   const { ctx, job } = work
   const name = `${job.id}_${step}`
   if ((await committedForwardAttempt(ctx.databases.primary, name)) !== undefined) return
   const spec = { installation: ctx.installation, attempt: newAttempt(ctx.lease.id), name }
   await ctx.lease.slots.use(() =>
-    stageForward(ctx.databases.primary, spec, (tx) => hook(hookContext(work, tx, step))),
+    stageForward(ctx.databases.primary, spec, async (tx) => hook(hookContext(work, tx, step))),
   )
   ctx.outboxWakeup.committed()
 }

@@ -4,7 +4,7 @@
  * a crash: then the next run begins at the position with a whole chunk.
  */
 export class ChunkPlan {
-  readonly #size: number
+  #size: number
   /** what is left of a failed chunk, the next part last; `first`: the first half of what failed */
   readonly #parts: { size: number; first: boolean }[] = []
   #setAside = false
@@ -41,6 +41,11 @@ export class ChunkPlan {
       this.#parts.push({ size: 1, first: false })
       this.#setAside = true
     }
+  }
+
+  /** Of whole chunks from the next one on. */
+  resize(size: number): void {
+    this.#size = size
   }
 
   /** Somebody else moved the position: what failed is no longer what comes next. */

@@ -28,6 +28,7 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
     return { table: parts, key, types: await types }
   }
   return {
+    tables: [table],
     async read(tx, cursor, limit) {
       const chunk = await readAfter(tx, await resolve(tx), checkCursor(cursor, key), limit)
       // What a row looks like is the caller's word: the type parameter of keyset.

@@ -1,11 +1,12 @@
 import { countFailures, failAgain, nextToRetry, settleFailure } from '../db/batch-failures.ts'
-import { type BatchJob, findBatchJob, moveBatchJob, recordExpected } from '../db/batch-jobs.ts'
+import { type BatchJob, findBatchJob, moveBatchJob, recordExpected, recordHold } from '../db/batch-jobs.ts'
 import { type BatchPosition, readBatchPosition } from '../db/batch-positions.ts'
 import { FencedError, InvalidConfigError, NoSlotsError, UnknownOutcomeError } from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
 import { resolveForward, stageForward } from '../db/staged-transaction.ts'
+import { readThrottleSignals } from '../db/throttle-signals.ts'
 import { newAttempt } from '../db/transaction-name.ts'
 import { type BatchWork, ChunkError, hookContext, runChunk, runHook, setRowAside } from './batch-chunk.ts'
 import type { BatchDefinition } from './batch-definition.ts'
@@ -13,6 +14,7 @@ import { ChunkPlan } from './chunk-plan.ts'
 import type { JobContext } from './context.ts'
 import { parseParams, unknownBatchJob } from './enqueue-batch.ts'
 import { pause } from './pause.ts'
+import { Throttle } from './throttle.ts'
 
 /**
  * Runs a batch job: chunk after chunk, each one staged transaction named `<jobId>_progress_<n>` that holds the chunk's
@@ -70,13 +72,23 @@ class BatchRun {
   readonly #work: BatchWork
   readonly #timing: BatchTiming
   readonly #plan: ChunkPlan
+  readonly #throttle: Throttle | undefined
+  #size: number
+  /** as the row says it */
+  #held: string | null
   #failures = 0
   #reached = 0n
 
   constructor(work: BatchWork, timing: BatchTiming) {
     this.#work = work
     this.#timing = timing
-    this.#plan = new ChunkPlan(work.definition.chunkSize ?? 1000)
+    const { chunkSize = 1000, throttle: limits, source } = work.definition
+    this.#size = typeof chunkSize === 'number' ? chunkSize : chunkSize.min
+    this.#plan = new ChunkPlan(this.#size)
+    this.#held = work.job.hold
+    const { clock, databases, installation } = work.ctx
+    const read = () => readThrottleSignals(databases.primary, installation, source.tables)
+    this.#throttle = limits && new Throttle({ limits, clock, read })
   }
 
   async run(): Promise<BatchOutcome> {
@@ -94,6 +106,9 @@ class BatchRun {
         if (ended) return ended
         if (position.n === 0n) await this.#prepare()
         while (!position.last && !signal.aborted && performance.now() < until) {
+          const held = await this.#hold()
+          if (held) return held
+          if (signal.aborted) break
           // Looked at beside the chunk: what is asked for in the meantime is seen after the next one.
           const [after, asked] = await Promise.all([this.#step(position, known), this.#status()])
           position = after
@@ -146,10 +161,41 @@ class BatchRun {
         )
       } else this.#plan.reset()
     }
+    const began = performance.now()
+    const whole = !this.#plan.narrowing
     after ??= await runChunk(this.#work, position, this.#plan.next.size)
     this.#plan.succeeded()
+    if (whole) this.#adapt(performance.now() - began)
     this.#failures = 0
     return after
+  }
+
+  /** Towards the target, by no more than twice at once: one slow chunk says little. */
+  #adapt(tookMs: number): void {
+    const { chunkSize } = this.#work.definition
+    if (typeof chunkSize !== 'object') return
+    const factor = Math.min(2, Math.max(0.5, chunkSize.targetMs / Math.max(1, tookMs)))
+    this.#size = Math.min(chunkSize.max, Math.max(chunkSize.min, Math.round(this.#size * factor)))
+    this.#plan.resize(this.#size)
+  }
+
+  /** Waits until the throttle lets the next chunk begin; the outcome where the run has to end meanwhile. */
+  async #hold(): Promise<BatchOutcome | undefined> {
+    if (!this.#throttle) return undefined
+    const { ctx, job, signal } = this.#work
+    const { sql } = ctx.databases.primary
+    for (;;) {
+      const { hold = null, unknown } = await this.#throttle.check(signal)
+      if (hold !== this.#held) {
+        await recordHold(sql, job.id, hold)
+        ctx.log.info({ jobId: job.id, hold, unknown }, hold === null ? 'goes on' : 'holds')
+        this.#held = hold
+      }
+      if (hold === null || signal.aborted) return undefined
+      await ctx.clock.pause(this.#work.definition.throttle?.everyMs ?? 1_000, signal)
+      const ended = await this.#letGo()
+      if (ended) return ended
+    }
   }
 
   /** A failing chunk is tried again or divided; returns why the job has to fail where it can be neither. */
@@ -216,7 +262,8 @@ class BatchRun {
       const expected = await definition.source.count(ctx.databases.primary.sql)
       await recordExpected(ctx.databases.primary.sql, job.id, expected)
     }
-    if (definition.prepareRun) await runHook(this.#work, 'prepared', definition.prepareRun)
+    if (definition.prepareRun)
+      await runHook(this.#work, 'prepared', (context) => definition.prepareRun?.(context))
   }
 
   async #complete(position: BatchPosition): Promise<BatchOutcome> {
@@ -224,7 +271,8 @@ class BatchRun {
     const { sql } = ctx.databases.primary
     await this.#retryFailures()
     if (this.#work.signal.aborted) return 'stopped'
-    if (definition.completed) await runHook(this.#work, 'completed', definition.completed)
+    if (definition.completed)
+      await runHook(this.#work, 'completed', (context) => definition.completed?.(context))
     const status = await moveBatchJob(sql, job.id, { running: 'completed', pausing: 'completed' })
     if (status === undefined) return (await this.#letGo()) ?? 'stopped'
     ctx.log.info(

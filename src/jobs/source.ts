@@ -3,6 +3,8 @@ import type { Sql, Tx } from '../db/tx.ts'
 
 /** Where a batch's rows come from: read in order, a chunk at a time, each chunk with the cursor after it. */
 export type Source<Row> = {
+  /** the tables it reads, as `table` or `schema.table`: those whose vacuum a throttle heeds */
+  readonly tables?: readonly string[]
   /** At most `limit` rows after `cursor`; null is the beginning. */
   read(tx: Tx, cursor: Json, limit: number): Promise<Chunk<Row>>
   /** How many rows there are; exact: false for an estimate. */

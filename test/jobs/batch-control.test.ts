@@ -1,3 +1,6 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import { findBatchJob, listBatchJobs } from '../../src/db/batch-jobs.ts'
@@ -9,6 +12,7 @@ import type { JobContext } from '../../src/jobs/context.ts'
 import { enqueueBatchJob, ensureBatchCompleted } from '../../src/jobs/enqueue-batch.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { runBatch } from '../../src/jobs/run-batch.ts'
+import { csv } from '../../src/jobs/sources/csv.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 
 const signal = new AbortController().signal
@@ -112,6 +116,68 @@ describe('a batch job', () => {
       await runBatch(ctx, new Map([['copy', definition as BatchDefinition]]), jobId, signal, timing),
     ).toBe('completed')
     expect(await copied(ctx)).toEqual({ rows: 47, ids: 47 })
+  })
+
+  it('holds for the sake of the database, says why, and goes on', async () => {
+    let reason: string | undefined = 'the night run is on'
+    const throttled: BatchDefinition = { ...definition, throttle: { hook: async () => reason, everyMs: 1 } }
+    const { ctx, jobId, run } = await arrange(throttled)
+    const { sql } = ctx.databases.primary
+    const outcome = run()
+    await expect.poll(async () => (await findBatchJob(sql, jobId))?.hold).toContain('the night run is on')
+    expect(await copied(ctx)).toEqual({ rows: 0, ids: 0 })
+    reason = undefined
+    expect(await outcome).toBe('completed')
+    expect((await findBatchJob(sql, jobId))?.hold).toBeNull()
+    expect(await copied(ctx)).toEqual({ rows: 47, ids: 47 })
+  })
+
+  it('can be paused while it holds', async () => {
+    const throttled: BatchDefinition = { ...definition, throttle: { hook: async () => 'never', everyMs: 1 } }
+    const { ctx, jobId, run } = await arrange(throttled)
+    const outcome = run()
+    await expect
+      .poll(async () => (await findBatchJob(ctx.databases.primary.sql, jobId))?.hold)
+      .toContain('never')
+    await pauseBatch(ctx, jobId)
+    expect(await outcome).toBe('stopped')
+    expect(await findBatchJob(ctx.databases.primary.sql, jobId)).toMatchObject({
+      status: 'paused',
+      hold: null,
+    })
+  })
+
+  it('takes more rows at once while chunks are faster than they should be, and fewer when slower', async () => {
+    const sizes: number[] = []
+    const adaptive: BatchDefinition = {
+      ...definition,
+      chunkSize: { min: 2, max: 64, targetMs: 600_000 },
+      async process(rows) {
+        sizes.push(rows.length)
+      },
+    }
+    const { ctx, run } = await arrange(adaptive, 200)
+    expect(await run()).toBe('completed')
+    expect(sizes).toEqual([2, 4, 8, 16, 32, 64, 64, 10])
+    sizes.length = 0
+    const shrinking: BatchDefinition = { ...adaptive, chunkSize: { min: 2, max: 64, targetMs: 0.001 } }
+    const { jobId } = await enqueueBatchJob(ctx, shrinking, {}, 'test')
+    await runBatch(ctx, new Map([['copy', shrinking]]), jobId, signal, timing)
+    expect(new Set(sizes)).toEqual(new Set([2]))
+  })
+
+  it('reads a file, and is resumed where it was', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'holdfast-batch-'))
+    const path = join(dir, 'rows.csv')
+    await writeFile(path, `id\n${Array.from({ length: 47 }, (_, i) => i + 1).join('\n')}\n`)
+    const fromFile: BatchDefinition = { ...definition, source: csv({ path }) }
+    const { ctx, jobId, run } = await arrange(fromFile, 0)
+    afterFirstChunk(() => pauseBatch(ctx, jobId))
+    expect(await run()).toBe('stopped')
+    await resumeBatch(ctx, jobId)
+    expect(await run()).toBe('completed')
+    expect(await copied(ctx)).toEqual({ rows: 47, ids: 47 })
+    await rm(dir, { recursive: true })
   })
 
   it('knows how many rows there were when it began', async () => {

@@ -34,7 +34,7 @@ function copying(options: Partial<BatchDefinition> & { isBad?: (id: number) => b
       await publish(rows.map((row) => ({ type: 'row.copied', data: row })))
     },
     ...rest,
-  }) as BatchDefinition
+  })
 }
 
 async function arrange(rows: number): Promise<JobContext> {

@@ -82,7 +82,10 @@ describe('verify', () => {
 
   it('says so where the source cannot be compared, or the job is unknown', async () => {
     const { ctx, jobId } = await done()
-    const blind = { ...batch, source: { read: batch.source.read } } as BatchDefinition
+    const blind = {
+      ...batch,
+      source: { read: (tx, cursor, limit) => batch.source.read(tx, cursor, limit) },
+    } as BatchDefinition
     await expect(verifyBatch(ctx, new Map([['touch', blind]]), jobId)).rejects.toThrow('cannot be compared')
     await expect(verifyBatch(ctx, batches, 'nobody')).rejects.toThrow('no batch job nobody')
   })

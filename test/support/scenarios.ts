@@ -2,19 +2,20 @@ import assert from 'node:assert/strict'
 import { RejectedEventError } from '../../src/db/errors.ts'
 import { appendEvents } from '../../src/db/outbox.ts'
 import type { Step } from '../../src/db/steps.ts'
-import { defineBatch } from '../../src/jobs/batch-definition.ts'
+import { type BatchDefinition, defineBatch } from '../../src/jobs/batch-definition.ts'
 import { beginDistributed } from '../../src/jobs/begin.ts'
 import type { JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { recover } from '../../src/jobs/recovery.ts'
-import { runBatch } from '../../src/jobs/run-batch.ts'
+import { type BatchOutcome, runBatch } from '../../src/jobs/run-batch.ts'
 import { defineSink } from '../../src/jobs/sinks/define-sink.ts'
 import { redisStream } from '../../src/jobs/sinks/redis-stream.ts'
 import type { Sink } from '../../src/jobs/sinks/sink.ts'
 import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
+import { verifyBatch } from '../../src/jobs/verify-batch.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
@@ -34,6 +35,7 @@ export type Scenario = {
 
 export type ScenarioName =
   | 'chunk'
+  | 'chunk-poison'
   | 'begin'
   | 'commit'
   | 'rollback'
@@ -50,9 +52,9 @@ export type ScenarioName =
 
 /** Which scenarios come by each step. Total: a new step does not compile until somebody says who tests it. */
 export const scenariosOf: Record<Step, ScenarioName[]> = {
-  'chunk.staging': ['chunk', 'cleaning-up'],
-  'chunk.prepared': ['chunk', 'cleaning-up'],
-  'chunk.committed': ['chunk', 'cleaning-up'],
+  'chunk.staging': ['chunk', 'chunk-poison', 'cleaning-up'],
+  'chunk.prepared': ['chunk', 'chunk-poison', 'cleaning-up'],
+  'chunk.committed': ['chunk', 'chunk-poison', 'cleaning-up'],
   'begin.recorded': ['begin', 'run'],
   'begin.worked': ['begin'],
   'begin.prepared-one': ['begin'],
@@ -85,7 +87,7 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
 /** The databases of a scenario: distributed transactions run on one, and on two in different clusters. */
 export function databasesOf(which: ScenarioName): Record<string, 'east' | 'west'>[] {
   if (which === 'page-table') return [{ billing: 'west' }]
-  if (which === 'chunk' || which === 'page-stream' || which.startsWith('page-park')) return [{}]
+  if (which.startsWith('chunk') || which === 'page-stream' || which.startsWith('page-park')) return [{}]
   if (which === 'cleaning-up') return [{ billing: 'west' }]
   return [{}, { billing: 'west' }]
 }
@@ -107,6 +109,8 @@ const batches = new Map([[copyBatch.name, copyBatch]])
 
 export function scenario(which: ScenarioName, redis: string | undefined): Scenario {
   switch (which) {
+    case 'chunk-poison':
+      return chunkPoison
     case 'chunk':
       return chunk
     case 'begin':
@@ -202,6 +206,72 @@ const chunk: Scenario = {
       select sum(rows)::int as rows, count(*)::int as chunks from holdfast.batch_positions`
     assert.deepEqual({ ...positions }, { rows, chunks: 5 })
   },
+}
+
+const badRow = 17
+
+const poisonedBatch: BatchDefinition = {
+  ...(copyBatch as BatchDefinition),
+  name: 'copy-poisoned',
+  skipLimit: 1,
+  async process(chunkRows, context) {
+    if (chunkRows.some((row) => (row as { id: number }).id === badRow))
+      throw new Error('this row makes no sense')
+    await (copyBatch as BatchDefinition).process(chunkRows, context)
+  },
+  async prepareRun({ tx }) {
+    await tx`insert into hooks values ('prepared')`
+  },
+  async completed({ tx }) {
+    await tx`insert into hooks values ('completed')`
+  },
+}
+
+/** A chunk is narrowed down to a row that fails, which is set aside; around it the hooks. */
+const chunkPoison: Scenario = {
+  async arrange(ctx) {
+    await chunk.arrange(ctx)
+    await ctx.databases.primary.sql`create table hooks (what text)`
+  },
+  async act(ctx) {
+    const { jobId } = await enqueueBatchJob(ctx, poisonedBatch, {}, 'test')
+    await runPoisoned(ctx, jobId)
+  },
+  async finish(ctx) {
+    const [job] = await ctx.databases.primary.sql<{ id: string }[]>`select id from holdfast.batch_jobs`
+    assert.equal(await runPoisoned(ctx, job?.id ?? ''), 'completed')
+  },
+  async check(ctx) {
+    const { sql } = ctx.databases.primary
+    const expected = Array.from({ length: rows }, (_, i) => i + 1).filter((id) => id !== badRow)
+    const copied = await sql<{ id: number }[]>`select id from target order by id`
+    assert.deepEqual(
+      copied.map((row) => row.id),
+      expected,
+    )
+    const failures = await sql`select row_key, error, state from holdfast.batch_failures`
+    assert.deepEqual(
+      failures.map((row) => ({ ...row })),
+      [{ row_key: [String(badRow)], error: 'this row makes no sense', state: 'failed' }],
+    )
+    const hooks = await sql<{ what: string }[]>`select what from hooks order by what`
+    assert.deepEqual(
+      hooks.map(({ what }) => what),
+      ['completed', 'prepared'],
+    )
+    const [job] = await sql<{ id: string }[]>`select id from holdfast.batch_jobs`
+    const proof = await verifyBatch(ctx, new Map([[poisonedBatch.name, poisonedBatch]]), job?.id ?? '')
+    assert.deepEqual(
+      [proof.missing, proof.changedChunks, proof.rows],
+      [[], 0, { processed: BigInt(rows - 1), failed: 1n }],
+    )
+  },
+}
+
+function runPoisoned(ctx: JobContext, jobId: string): Promise<BatchOutcome> {
+  const timing = { maxFailures: 1, backoffMs: 1, maxBackoffMs: 5 }
+  const definitions = new Map([[poisonedBatch.name, poisonedBatch]])
+  return runBatch(ctx, definitions, jobId, new AbortController().signal, timing)
 }
 
 /** The tests' work: one row in each database. */

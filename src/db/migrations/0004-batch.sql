@@ -12,6 +12,8 @@ create table holdfast.batch_jobs (
   -- Two jobs of one batch with the same key may not both be open; null: as many as one likes.
   unique_key text,
   error text,
+  -- Why no chunk begins just now, where its definition throttles it.
+  hold text,
   -- How many rows the source had at the first start, where it can tell; estimated by the statistics where it is large.
   rows_expected bigint,
   rows_exact boolean,
