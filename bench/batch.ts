@@ -6,7 +6,8 @@ import { runBatch } from '../src/jobs/run-batch.ts'
 import { openBenchContext } from './context.ts'
 import { type Bench, compare, type Measurement } from './measure.ts'
 
-type Row = { id: number; amount: number }
+/** The driver gives a bigint as text. */
+type Row = { id: string; amount: number }
 
 const chunkSize = 1_000
 const none = new AbortController().signal
@@ -39,8 +40,8 @@ export const batch: Bench = async (servers, quick) => {
   }
   const plain = async () => {
     await sql`insert into bench_position values (1, 0) on conflict (id) do update set after = 0`
-    for (let after: number | undefined = 0; after !== undefined; ) {
-      const from: number = after
+    for (let after: string | undefined = '0'; after !== undefined; ) {
+      const from: string = after
       after = await primary.transaction(async (tx) => {
         const chunk = await tx<Row[]>`
           select * from bench_rows where id > ${from} order by id limit ${chunkSize}`
@@ -48,7 +49,7 @@ export const batch: Bench = async (servers, quick) => {
         if (!last) return undefined
         await update(tx, chunk)
         await tx`update bench_position set after = ${last.id} where id = 1`
-        return chunk.length < chunkSize ? undefined : Number(last.id)
+        return chunk.length < chunkSize ? undefined : last.id
       })
     }
   }

@@ -98,6 +98,12 @@ export async function listUnfinishedBatchJobs(sql: Sql): Promise<BatchJob[]> {
   return rows.map(toJob)
 }
 
+/** In a chunk's transaction, whose flush it shares. */
+export async function readBatchStatus(sql: Sql, id: string): Promise<BatchStatus | undefined> {
+  const [row] = await sql<{ status: BatchStatus }[]>`select status from holdfast.batch_jobs where id = ${id}`
+  return row?.status
+}
+
 /** Compare-and-set of the status; undefined when the job is in none of the states that `moves` names. */
 export async function moveBatchJob(
   sql: Sql,

@@ -1,5 +1,5 @@
 import { recordBatchFailure } from '../db/batch-failures.ts'
-import type { BatchJob } from '../db/batch-jobs.ts'
+import { type BatchJob, type BatchStatus, readBatchStatus } from '../db/batch-jobs.ts'
 import { appendBatchPosition, type BatchPosition } from '../db/batch-positions.ts'
 import type { Json } from '../db/json.ts'
 import { committedForwardAttempt } from '../db/markers.ts'
@@ -9,6 +9,7 @@ import { newAttempt } from '../db/transaction-name.ts'
 import type { Tx } from '../db/tx.ts'
 import type { BatchDefinition, HookContext } from './batch-definition.ts'
 import type { JobContext } from './context.ts'
+import type { Chunk } from './source.ts'
 
 /** What the staged transactions of one job have in common. */
 export type BatchWork = {
@@ -20,6 +21,9 @@ export type BatchWork = {
 }
 
 type Send = (query: PromiseLike<unknown>) => void
+
+/** `status`: what was asked of the job until its chunk was at its end. */
+export type CommittedChunk = { position: BatchPosition; status: BatchStatus | undefined }
 
 /** What a chunk read, for whoever wants to know why it failed. */
 export class ChunkError extends Error {
@@ -42,22 +46,32 @@ function chunkName(jobId: string, n: bigint): string {
  * Reads the rows after a position, processes them and moves the position, all in one transaction. Throws ChunkError when
  * they cannot be processed or the transaction that holds their work cannot be prepared.
  */
-export async function runChunk(work: BatchWork, before: BatchPosition, size: number): Promise<BatchPosition> {
-  let read: { rows: number; firstKey: Json } = { rows: 0, firstKey: null }
+export async function runChunk(
+  work: BatchWork,
+  before: BatchPosition,
+  size: number,
+): Promise<CommittedChunk> {
+  let read: Chunk<object> = { rows: [], keys: [], cursor: null, last: false }
   try {
     return await stageChunk(work, before, async (tx, send, attempt) => {
-      const { rows, keys, digest, cursor, last } = await work.definition.source.read(tx, before.cursor, size)
-      read = { rows: rows.length, firstKey: keys[0] ?? null }
+      read = await work.definition.source.read(tx, before.cursor, size)
+      const { rows, digest, cursor, last } = read
       const n = before.n + 1n
       if (rows.length > 0)
         await work.definition.process(rows, { ...hookContext(work, tx, `chunk ${n}`), chunk: n })
       const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
       const record = { jobId: work.job.id, range: 0, attempt, rows: rows.length, failed: 0, digest }
       send(appendBatchPosition(tx, { ...record, ...after }))
-      return after
+      const chunk: CommittedChunk = { position: after, status: undefined }
+      send(
+        readBatchStatus(tx, work.job.id).then((status) => {
+          chunk.status = status
+        }),
+      )
+      return chunk
     })
   } catch (error) {
-    throw new ChunkError(error, read.rows, read.firstKey)
+    throw new ChunkError(error, read.rows.length, read.keys[0] ?? null)
   }
 }
 
@@ -70,7 +84,7 @@ export async function setRowAside(
   before: BatchPosition,
   rowKey: Json,
   error: unknown,
-): Promise<BatchPosition | undefined> {
+): Promise<CommittedChunk | undefined> {
   const { job, definition } = work
   return stageChunk(work, before, async (tx, send, attempt) => {
     const { rows, keys, digest, cursor, last } = await definition.source.read(tx, before.cursor, 1)
@@ -81,7 +95,7 @@ export async function setRowAside(
     const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
     const record = { jobId: job.id, range: 0, attempt, rows: rows.length, failed: 1, digest }
     send(appendBatchPosition(tx, { ...record, ...after }))
-    return after
+    return { position: after, status: 'running' as const }
   }).catch((failure: unknown) => {
     if (failure instanceof OtherRowError) return undefined
     throw failure
@@ -124,8 +138,8 @@ export function hookContext(
 async function stageChunk(
   { ctx, job }: BatchWork,
   before: BatchPosition,
-  stage: (tx: Tx, send: Send, attempt: string) => Promise<BatchPosition>,
-): Promise<BatchPosition> {
+  stage: (tx: Tx, send: Send, attempt: string) => Promise<CommittedChunk>,
+): Promise<CommittedChunk> {
   const attempt = newAttempt(ctx.lease.id)
   const spec = { installation: ctx.installation, attempt, name: chunkName(job.id, before.n + 1n) }
   const after = await ctx.lease.slots.use(() =>

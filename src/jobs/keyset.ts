@@ -32,7 +32,7 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
     async read(tx, cursor, limit) {
       const chunk = await readAfter(tx, await resolve(tx), checkCursor(cursor, key), limit)
       // What a row looks like is the caller's word: the type parameter of keyset.
-      return { ...chunk, rows: chunk.rows as Row[] }
+      return chunk as Omit<typeof chunk, 'rows'> & { rows: Row[] }
     },
     async count(sql) {
       await resolve(sql)

@@ -8,7 +8,15 @@ import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
 import { resolveForward, stageForward } from '../db/staged-transaction.ts'
 import { readThrottleSignals } from '../db/throttle-signals.ts'
 import { newAttempt } from '../db/transaction-name.ts'
-import { type BatchWork, ChunkError, hookContext, runChunk, runHook, setRowAside } from './batch-chunk.ts'
+import {
+  type BatchWork,
+  ChunkError,
+  type CommittedChunk,
+  hookContext,
+  runChunk,
+  runHook,
+  setRowAside,
+} from './batch-chunk.ts'
 import type { BatchDefinition } from './batch-definition.ts'
 import { ChunkPlan } from './chunk-plan.ts'
 import type { JobContext } from './context.ts'
@@ -109,13 +117,12 @@ class BatchRun {
           const held = await this.#hold()
           if (held) return held
           if (signal.aborted) break
-          // Looked at beside the chunk: what is asked for in the meantime is seen after the next one.
-          const [after, asked] = await Promise.all([this.#step(position, known), this.#status()])
-          position = after
+          const after = await this.#step(position, known)
+          position = after.position
           this.#reached = position.n
           known = undefined
           waits = 0
-          const stop = asked === 'running' ? undefined : await this.#letGo()
+          const stop = after.status === 'running' ? undefined : await this.#letGo()
           if (stop) return stop
         }
         if (!position.last) return 'stopped'
@@ -148,9 +155,9 @@ class BatchRun {
     this.#plan.reset()
   }
 
-  async #step(position: BatchPosition, known: ChunkError | undefined): Promise<BatchPosition> {
+  async #step(position: BatchPosition, known: ChunkError | undefined): Promise<CommittedChunk> {
     const { setAside } = this.#plan.next
-    let after: BatchPosition | undefined
+    let after: CommittedChunk | undefined
     if (setAside && known) {
       await this.#checkSkipLimit(known)
       after = await setRowAside(this.#work, position, known.firstKey, known.cause)
