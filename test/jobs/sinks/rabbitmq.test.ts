@@ -316,10 +316,12 @@ describe.runIf(rabbitmqProgram())('rabbitmq', () => {
     const events = numberedOfKeys(2_000, 100)
     let sent = 0
     let killed: Promise<void> | undefined
-    const sink = await open(name, {
+    // By the default exchange, to the queue by its name: a killed RabbitMQ 3.10 now and then comes back without a binding
+    // that it had confirmed (the queue is there, the event is NO_ROUTE), which is not what is tested here.
+    const sink = await open('', {
       routingKey: () => {
         if (++sent === 1_000) killed = server.kill()
-        return 'test.x'
+        return name
       },
     })
     const { stopped } = await sink.publish(pageOf(events), signal)
