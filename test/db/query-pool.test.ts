@@ -124,7 +124,7 @@ describe('single queries', () => {
   })
 
   it('wait for no answer longer than they may, and give up the connection', async () => {
-    const { sql } = open(1, { answerMs: 1_000 })
+    const { sql } = open(1, { answerMs: 5_000 })
     const [before] = await sql<{ pid: number }[]>`select pg_backend_pid() as pid`
     const slow = sql`select pg_sleep(60)`.then(() => 'woke')
     const behind = numbered(sql, 1)
