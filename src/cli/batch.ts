@@ -4,7 +4,6 @@ import type { Json } from '../db/json.ts'
 import { unknownBatchJob } from '../jobs/enqueue-batch.ts'
 import { pause } from '../jobs/pause.ts'
 import { Batches } from '../workers/batches.ts'
-import type { Context } from '../workers/context.ts'
 import { describeJob, describeJobs, describeVerification, type JobView } from './batch-print.ts'
 import { BatchBar } from './batch-progress.ts'
 import { atLeastOne, command, type Shared } from './command.ts'
@@ -24,12 +23,12 @@ export function batchCommand(): CommandType {
     .addCommand(retryCommand())
 }
 
-type Run = { ctx: Context; batches: Batches; signal: AbortSignal }
+type Run = { batches: Batches; signal: AbortSignal }
 
 /** All of it is in the primary database; no other one has to answer. */
 function withBatches(options: Shared, run: (opened: Run) => Promise<void>): Promise<void> {
   return withContext({ ...options, onlyLooks: true }, ({ ctx, signal }) =>
-    run({ ctx, batches: new Batches(ctx), signal }),
+    run({ batches: new Batches(ctx), signal }),
   )
 }
 

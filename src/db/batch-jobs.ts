@@ -98,7 +98,7 @@ export async function listUnfinishedBatchJobs(sql: Sql): Promise<BatchJob[]> {
   return rows.map(toJob)
 }
 
-/** In a chunk's transaction, whose flush it shares. */
+/** Of the status alone: cheap enough for each chunk, whose flush it shares. */
 export async function readBatchStatus(sql: Sql, id: string): Promise<BatchStatus | undefined> {
   const [row] = await sql<{ status: BatchStatus }[]>`select status from holdfast.batch_jobs where id = ${id}`
   return row?.status

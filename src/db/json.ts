@@ -14,6 +14,11 @@ export function encodeJson(value: unknown, what: string): string {
   return JSON.stringify(value)
 }
 
+/** Of two values that came the same way: the order of an object's keys counts. */
+export function sameJson(one: Json, other: Json): boolean {
+  return JSON.stringify(one) === JSON.stringify(other)
+}
+
 function check(value: unknown, path: string, seen: object[]): void {
   switch (typeof value) {
     case 'boolean':

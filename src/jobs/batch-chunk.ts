@@ -1,7 +1,7 @@
 import { recordBatchFailure } from '../db/batch-failures.ts'
 import { type BatchJob, type BatchStatus, readBatchStatus } from '../db/batch-jobs.ts'
 import { appendBatchPosition, type BatchPosition } from '../db/batch-positions.ts'
-import type { Json } from '../db/json.ts'
+import { type Json, sameJson } from '../db/json.ts'
 import { committedForwardAttempt } from '../db/markers.ts'
 import { appendEvents } from '../db/outbox.ts'
 import { stageForward } from '../db/staged-transaction.ts'
@@ -88,7 +88,7 @@ export async function setRowAside(
   const { job, definition } = work
   return stageChunk(work, before, async (tx, send, attempt) => {
     const { rows, keys, digest, cursor, last } = await definition.source.read(tx, before.cursor, 1)
-    if (JSON.stringify(keys[0] ?? null) !== JSON.stringify(rowKey)) throw new OtherRowError()
+    if (!sameJson(keys[0] ?? null, rowKey)) throw new OtherRowError()
     const n = before.n + 1n
     const failed = { jobId: job.id, range: 0, n, rowKey, cursor: before.cursor, error }
     await recordBatchFailure(tx, failed)
@@ -113,11 +113,7 @@ export async function runHook(
   const { ctx, job } = work
   const name = `${job.id}_${step}`
   if ((await committedForwardAttempt(ctx.databases.primary, name)) !== undefined) return
-  const spec = { installation: ctx.installation, attempt: newAttempt(ctx.lease.id), name }
-  await ctx.lease.slots.use(() =>
-    stageForward(ctx.databases.primary, spec, async (tx) => hook(hookContext(work, tx, step))),
-  )
-  ctx.outboxWakeup.committed()
+  await stageStep(work, name, async (tx) => hook(hookContext(work, tx, step)))
 }
 
 export function hookContext(
@@ -135,16 +131,25 @@ export function hookContext(
   }
 }
 
-async function stageChunk(
-  { ctx, job }: BatchWork,
+function stageChunk(
+  work: BatchWork,
   before: BatchPosition,
   stage: (tx: Tx, send: Send, attempt: string) => Promise<CommittedChunk>,
 ): Promise<CommittedChunk> {
+  return stageStep(work, chunkName(work.job.id, before.n + 1n), stage)
+}
+
+/** One staged transaction of the job, within the budget of slots. */
+export async function stageStep<T>(
+  { ctx }: BatchWork,
+  name: string,
+  stage: (tx: Tx, send: Send, attempt: string) => Promise<T>,
+): Promise<T> {
   const attempt = newAttempt(ctx.lease.id)
-  const spec = { installation: ctx.installation, attempt, name: chunkName(job.id, before.n + 1n) }
-  const after = await ctx.lease.slots.use(() =>
+  const spec = { installation: ctx.installation, attempt, name }
+  const result = await ctx.lease.slots.use(() =>
     stageForward(ctx.databases.primary, spec, (tx, send) => stage(tx, send, attempt)),
   )
   ctx.outboxWakeup.committed()
-  return after
+  return result
 }

@@ -13,7 +13,6 @@ type Moves = Partial<Record<BatchStatus, BatchStatus>>
 
 const moves = {
   pause: { queued: 'paused', running: 'pausing', pausing: 'pausing', paused: 'paused' },
-  forcePause: { queued: 'paused', running: 'paused', pausing: 'paused', paused: 'paused' },
   resume: { paused: 'queued', failed: 'queued', pausing: 'running', queued: 'queued', running: 'running' },
   cancel: {
     queued: 'cancelled',
@@ -24,15 +23,11 @@ const moves = {
     cancelling: 'cancelling',
     cancelled: 'cancelled',
   },
-  forceCancel: {
-    queued: 'cancelled',
-    paused: 'cancelled',
-    failed: 'cancelled',
-    running: 'cancelled',
-    pausing: 'cancelled',
-    cancelling: 'cancelled',
-    cancelled: 'cancelled',
-  },
+} satisfies Record<string, Moves>
+
+const forced = {
+  pause: { ...moves.pause, running: 'paused', pausing: 'paused' },
+  cancel: { ...moves.cancel, running: 'cancelled', pausing: 'cancelled', cancelling: 'cancelled' },
 } satisfies Record<string, Moves>
 
 export type Force = { force?: boolean }
@@ -43,7 +38,7 @@ export function pauseBatch(
   jobId: string,
   { force = false }: Force = {},
 ): Promise<BatchStatus> {
-  return control(ctx, jobId, 'paused', force ? moves.forcePause : moves.pause)
+  return control(ctx, jobId, 'paused', (force ? forced : moves).pause)
 }
 
 /** Goes on where it stands: what was paused, and what has failed. */
@@ -57,7 +52,7 @@ export function cancelBatch(
   jobId: string,
   { force = false }: Force = {},
 ): Promise<BatchStatus> {
-  return control(ctx, jobId, 'cancelled', force ? moves.forceCancel : moves.cancel)
+  return control(ctx, jobId, 'cancelled', (force ? forced : moves).cancel)
 }
 
 /** Has the rows that a job set aside tried again, each in a transaction of its own; returns how many there are. */

@@ -1,13 +1,12 @@
 import { countFailures, failAgain, nextToRetry, settleFailure } from '../db/batch-failures.ts'
-import { type BatchJob, findBatchJob, moveBatchJob, recordExpected, recordHold } from '../db/batch-jobs.ts'
+import { findBatchJob, moveBatchJob, readBatchStatus, recordExpected, recordHold } from '../db/batch-jobs.ts'
 import { type BatchPosition, readBatchPosition } from '../db/batch-positions.ts'
 import { FencedError, InvalidConfigError, NoSlotsError, UnknownOutcomeError } from '../db/errors.ts'
-import type { Json } from '../db/json.ts'
+import { sameJson } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
-import { resolveForward, stageForward } from '../db/staged-transaction.ts'
+import { resolveForward } from '../db/staged-transaction.ts'
 import { readThrottleSignals } from '../db/throttle-signals.ts'
-import { newAttempt } from '../db/transaction-name.ts'
 import {
   type BatchWork,
   ChunkError,
@@ -16,6 +15,7 @@ import {
   runChunk,
   runHook,
   setRowAside,
+  stageStep,
 } from './batch-chunk.ts'
 import type { BatchDefinition } from './batch-definition.ts'
 import { ChunkPlan } from './chunk-plan.ts'
@@ -130,7 +130,7 @@ class BatchRun {
       } catch (error) {
         if (signal.aborted) break
         if (error instanceof SkipLimitError) return this.#fail(error.message)
-        if (error instanceof ChunkError && !isPassing(error.cause)) {
+        if (error instanceof ChunkError && !isPassing(error)) {
           known = error
           const gaveUp = await this.#failed(error)
           if (gaveUp !== undefined) return this.#fail(gaveUp)
@@ -252,15 +252,10 @@ class BatchRun {
       pausing: 'paused',
       cancelling: 'cancelled',
     })
-    const now = status ?? (await this.#status())
+    const now = status ?? (await readBatchStatus(sql, job.id))
     if (now === 'running') return undefined
     ctx.log.info({ jobId: job.id, status: now }, 'batch job lets go')
     return now === 'completed' || now === 'failed' ? now : 'stopped'
-  }
-
-  async #status(): Promise<BatchJob['status'] | undefined> {
-    const { ctx, job } = this.#work
-    return (await findBatchJob(ctx.databases.primary.sql, job.id))?.status
   }
 
   async #prepare(): Promise<void> {
@@ -292,23 +287,21 @@ class BatchRun {
   /** Rows for which somebody asked for another try, each by itself. */
   async #retryFailures(): Promise<void> {
     const { ctx, job, definition, signal } = this.#work
-    const { primary } = ctx.databases
+    const { sql } = ctx.databases.primary
     for (;;) {
-      const row = await nextToRetry(primary.sql, job.id)
+      const row = await nextToRetry(sql, job.id)
       if (!row || signal.aborted) return
-      const attempt = newAttempt(ctx.lease.id)
       const name = `${job.id}_retry_${row.id}_${row.tries}`
       try {
-        await stageForward(primary, { installation: ctx.installation, attempt, name }, async (tx) => {
+        await stageStep(this.#work, name, async (tx) => {
           const { rows, keys } = await definition.source.read(tx, row.cursor, 1)
-          const found = sameKey(keys[0], row.rowKey)
+          const found = sameJson(keys[0] ?? null, row.rowKey)
           if (found) await definition.process(rows, { ...hookContext(this.#work, tx, name), chunk: 0n })
           await settleFailure(tx, row.id, found ? 'resolved' : 'gone')
         })
-        ctx.outboxWakeup.committed()
       } catch (error) {
         if (isPassing(error)) throw error
-        await failAgain(primary.sql, row.id, error)
+        await failAgain(sql, row.id, error)
       }
     }
   }
@@ -322,10 +315,6 @@ class BatchRun {
 }
 
 class SkipLimitError extends Error {}
-
-function sameKey(one: Json | undefined, other: Json): boolean {
-  return JSON.stringify(one ?? null) === JSON.stringify(other)
-}
 
 /** The same rows fail in the same way again: a value that does not fit, or a constraint (SQLSTATE classes 22 and 23). */
 function isOfTheData(error: unknown): boolean {

@@ -2,7 +2,7 @@ import { countFailures } from '../db/batch-failures.ts'
 import { findBatchJob } from '../db/batch-jobs.ts'
 import { listChunks } from '../db/batch-positions.ts'
 import { InvalidConfigError } from '../db/errors.ts'
-import type { Json } from '../db/json.ts'
+import { type Json, sameJson } from '../db/json.ts'
 import type { BatchDefinition } from './batch-definition.ts'
 import type { JobContext } from './context.ts'
 import { unknownBatchJob } from './enqueue-batch.ts'
@@ -83,10 +83,11 @@ export async function verifyBatch(
       for (; expected < chunk.n; expected++) result.missing.push(expected)
       expected = chunk.n + 1n
       last = chunk.last
-      const now = await source.digest(sql, after, chunk.cursor)
       // A chunk without rows moves nothing; what was before it has been counted.
-      const rows = same(after, chunk.cursor) ? 0n : now.rows
-      const digest = same(after, chunk.cursor) ? 0n : now.digest
+      const moved = !sameJson(after, chunk.cursor)
+      const { rows, digest } = moved
+        ? await source.digest(sql, after, chunk.cursor)
+        : { rows: 0n, digest: 0n }
       result.chunks++
       result.rows.processed += chunk.rows - chunk.failed
       result.rows.failed += chunk.failed
@@ -110,8 +111,4 @@ export async function verifyBatch(
     result.changedChunks === 0 &&
     failed === 0
   return result
-}
-
-function same(one: Json, other: Json): boolean {
-  return JSON.stringify(one) === JSON.stringify(other)
 }
