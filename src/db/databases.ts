@@ -33,7 +33,7 @@ export class Participant {
     this.name = name
     this.url = url
     this.limits = limits
-    const application_name = `holdfast ${name}`.slice(0, 63)
+    const application_name = this.#applicationName
     // In the connection's start-up packet, so that RESET ALL comes back to them.
     const options = {
       connection: {
@@ -98,10 +98,15 @@ export class Participant {
     }
   }
 
+  /** At most as long as PostgreSQL's own limit of a name. */
+  get #applicationName(): string {
+    return `holdfast ${this.name}`.slice(0, 63)
+  }
+
   /** Calls back at each notification, and after a lost connection, when some may have been missed; returns how to stop. */
   async listen(channel: string, onNotify: () => void): Promise<() => Promise<void>> {
-    const application_name = `holdfast ${this.name}`.slice(0, 63)
-    const client = createClient(this.url, { max: 1, connection: { application_name } })
+    const connection = { application_name: this.#applicationName }
+    const client = createClient(this.url, { max: 1, connection })
     try {
       await client.listen(channel, onNotify, onNotify)
       return () => client.end({ timeout: 1 })

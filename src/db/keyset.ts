@@ -120,7 +120,8 @@ function keyHash(key: readonly string[]): string {
   return `hashtextextended(${keyText(key)}, 0)`
 }
 
-function quoteTable(parts: readonly string[]): string {
+/** `parts`: table, or schema and table, in exact case */
+export function quoteTable(parts: readonly string[]): string {
   return parts.map(quoteIdentifier).join('.')
 }
 

@@ -1,4 +1,5 @@
 import type { Participant } from './databases.ts'
+import { quoteTable } from './keyset.ts'
 import { gidPrefix } from './transaction-name.ts'
 
 /**
@@ -60,7 +61,7 @@ export async function readThrottleSignals(
   tables: readonly string[] = [],
 ): Promise<ThrottleSignals> {
   const { sql } = participant
-  const quoted = tables.map((name) => name.split('.').map(quoteIdentifier).join('.'))
+  const quoted = tables.map((name) => quoteTable(name.split('.')))
   const [row] = await sql<Row[]>`
     with recursive
     slots as materialized (
@@ -213,8 +214,4 @@ function backlogOf({ slot, archiving, unarchived }: Row): Reading {
     }
   }
   return unarchived > bySlot.value ? { value: unarchived, detail: 'archiver' } : bySlot
-}
-
-function quoteIdentifier(part: string): string {
-  return `"${part.replaceAll('"', '""')}"`
 }
