@@ -1,13 +1,15 @@
 import { readFileSync } from 'node:fs'
 import { redisStream } from '../src/jobs/sinks/redis-stream.ts'
 import { createHoldfast } from '../src/workers/holdfast.ts'
+import { keepHeapSmall } from '../src/workers/small-heap.ts'
 
 /**
- * A worker as users run it, in a process of its own: its sink, named as its stream, takes whatever the outbox holds. Told
- * to stop it says how much memory it took at its peak.
+ * A worker as `holdfast worker` runs it, in a process of its own: its sink, named as its stream, takes whatever the outbox
+ * holds. Told to stop it says how much memory it took at its peak.
  */
 const [postgres = '', redis = '', stream = ''] = process.argv.slice(2)
 
+keepHeapSmall()
 const holdfast = await createHoldfast({
   databases: { primary: postgres },
   redis,

@@ -3,6 +3,7 @@ import { resolveConfig } from '../workers/config.ts'
 import { createContext } from '../workers/context.ts'
 import { runUntilSignal } from '../workers/lifecycle.ts'
 import { createLog } from '../workers/log.ts'
+import { keepHeapSmall } from '../workers/small-heap.ts'
 import { WorkerService } from '../workers/worker.ts'
 import { loadHoldfastConfig } from './load-config.ts'
 
@@ -11,7 +12,12 @@ export function workerCommand(): Command {
     .description('work on the queues until SIGTERM or SIGINT; a second signal ends it at once')
     .option('-c, --config <file>', 'the config file; default holdfast.config.ts or .js here')
     .option('--migrate', 'bring the schema up to date first')
-    .action(async (options: { config?: string; migrate?: boolean }) => {
+    .option(
+      '--large-heap',
+      "for jobs that keep much in memory: leaves the garbage collector to Node's defaults",
+    )
+    .action(async (options: { config?: string; migrate?: boolean; largeHeap?: boolean }) => {
+      if (options.largeHeap !== true) keepHeapSmall()
       const loaded = await loadHoldfastConfig(options.config)
       const config = resolveConfig(
         options.migrate === true ? { ...loaded, migrate: true } : loaded,

@@ -2,7 +2,7 @@ import type { Writable } from 'node:stream'
 import { Command } from 'ioredis'
 
 /** Arguments in Redis' protocol, ready to be sent: `$length\r\ntext\r\n` each. */
-export type EncodedArguments = { count: number; bytes: Buffer }
+export type EncodedArguments = { count: number; bytes: Buffer; memory: Buffer }
 
 export type Script = { text: string; sha1: string }
 
@@ -44,8 +44,12 @@ export class ScriptCall extends Command {
 /** Above this many UTF-16 units a text's bytes are counted before they are written, below it room is made for the most. */
 const countedFrom = 16_384
 
-export function encodeArguments(texts: Iterable<string>, roomFor = 256): EncodedArguments {
-  let bytes: Buffer = Buffer.allocUnsafe(roomFor)
+/** Into the buffer, or into a larger one when it is too small; that is the memory behind `bytes`. */
+export function encodeArguments(
+  texts: Iterable<string>,
+  into: Buffer = Buffer.allocUnsafe(256),
+): EncodedArguments {
+  let bytes: Buffer = into
   let at = 0
   let count = 0
   for (const text of texts) {
@@ -64,11 +68,11 @@ export function encodeArguments(texts: Iterable<string>, roomFor = 256): Encoded
     bytes[at++] = 10
     count++
   }
-  return { count, bytes: bytes.subarray(0, at) }
+  return { count, bytes: bytes.subarray(0, at), memory: bytes }
 }
 
 function enlarge(bytes: Buffer, used: number, needed: number): Buffer {
-  const larger = Buffer.allocUnsafe(Math.max(needed, 2 * bytes.length))
+  const larger = Buffer.allocUnsafeSlow(Math.max(needed, 2 * bytes.length))
   bytes.copy(larger, 0, 0, used)
   return larger
 }

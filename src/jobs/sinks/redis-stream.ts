@@ -5,6 +5,7 @@ import { policyOf } from './define-sink.ts'
 import { connectRedis, type RedisConnection } from './redis-connection.ts'
 import { type EncodedArguments, encodeArguments } from './redis-script-call.ts'
 import { type AppendReply, appendScript } from './redis-stream-script.ts'
+import { ReusedBuffers } from './reused-buffers.ts'
 import {
   type OpenSink,
   type Page,
@@ -55,9 +56,10 @@ export function redisStream(options: RedisStreamOptions): Sink {
     policy: policyOf(options),
     open: async ({ installation }) => {
       const redis = connectRedis(url)
-      const target = { stream, maxLength, memories: `${hashTagOf(stream)}:holdfast:${installation}` }
+      const buffers = new ReusedBuffers()
+      const target = { stream, maxLength, memories: `${hashTagOf(stream)}:holdfast:${installation}`, buffers }
       return {
-        encode,
+        encode: (events) => encode(events, buffers),
         publish: async (page) => append(redis, target, page),
         close: async () => redis.close(),
       } satisfies OpenSink
@@ -65,18 +67,22 @@ export function redisStream(options: RedisStreamOptions): Sink {
   }
 }
 
-type Target = { stream: string; maxLength: number; memories: string }
+type Target = { stream: string; maxLength: number; memories: string; buffers: ReusedBuffers }
 
 /** An error from one part leaves the parts before it taken and remembered; the page comes again as after any error. */
 async function append(redis: RedisConnection, target: Target, page: Page): Promise<Published> {
-  const { stream, maxLength, memories } = target
+  const { stream, maxLength, memories, buffers } = target
   const keys = [stream, `${memories}:${page.sink}:${page.shard}`]
   const byId = new Map<string, OutboxEvent>()
   const rejected: Rejection[] = []
-  for (const part of (page.encoded as EncodedPage | undefined) ?? encode(page.events)) {
+  // Taken out of the page, so that it is sent once: the memory is used again then.
+  const encoded = (page.encoded as Part[] | undefined)?.splice(0) ?? []
+  for (const part of encoded.length > 0 ? encoded : encode(page.events, buffers)) {
     const closed = rejected.flatMap(({ event }) => event.partitionkey ?? [])
     const place = [maxLength, page.generation, page.epoch, page.position, page.xid, JSON.stringify(closed)]
     const [outcome, ...refused] = await run(redis, keys, [encodeArguments(place.map(String)), ...part])
+    // Answered, so it was sent; after an error nobody knows, and the memory is left to the collector.
+    buffers.giveBack(part[1].memory)
     if (outcome !== 'ok') throw refusalOf(page, outcome)
     if (refused.length > 0 && byId.size === 0) for (const event of page.events) byId.set(event.id, event)
     for (let i = 0; i + 1 < refused.length; i += 2) {
@@ -110,11 +116,11 @@ function refusalOf(page: Page, outcome: 'zombie' | 'past'): Error {
       )
 }
 
-/** Of each part the arguments that describe it, and its events. */
-type EncodedPage = EncodedArguments[][]
+/** The arguments that describe it, and its events. */
+type Part = readonly [about: EncodedArguments, events: EncodedArguments]
 
-function encode(events: readonly OutboxEvent[]): EncodedPage {
-  const parts: EncodedPage = []
+function encode(events: readonly OutboxEvent[], buffers: ReusedBuffers): Part[] {
+  const parts: Part[] = []
   for (let from = 0; from < events.length; ) {
     const texts: string[] = []
     let length = 0
@@ -129,7 +135,7 @@ function encode(events: readonly OutboxEvent[]): EncodedPage {
     const keys = part.map((event) => event.partitionkey)
     parts.push([
       encodeArguments([ids[0] ?? '', ids.at(-1) ?? '', JSON.stringify(ids), JSON.stringify(keys)]),
-      encodeArguments(texts, length + 16 * texts.length + 65_536),
+      encodeArguments(texts, buffers.take(length + 16 * texts.length + 65_536)),
     ])
   }
   return parts

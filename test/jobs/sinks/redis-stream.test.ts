@@ -110,6 +110,17 @@ describe.runIf(url !== undefined)('redisStream', () => {
     expect(await inStream(stream)).toEqual([1, 2, 3])
   })
 
+  it('sends what a page holds, also when the memory of its encoding was used for another page since', async () => {
+    const stream = randomUUID()
+    const sink = await open(stream)
+    const first = pageOf({ events: [eventOf(1)], encoded: sink.encode?.([eventOf(1)]) })
+    await sink.publish(first, signal)
+    const encoded = sink.encode?.([eventOf(2)])
+    await sink.publish({ ...first, epoch: 2n, xid: 101n }, signal)
+    await sink.publish(pageOf({ epoch: 3n, xid: 102n, events: [eventOf(2)], encoded }), signal)
+    expect(await inStream(stream)).toEqual([1, 1, 2])
+  })
+
   it('remembers no more than a page', async () => {
     const stream = randomUUID()
     const sink = await open(stream)
