@@ -66,17 +66,21 @@ function advice({ id, status, failed }: JobView): string {
 
 export function describeVerification(v: Verification): string {
   const lines = [
-    `${v.jobId} is ${v.status}: ${count(v.chunks)} chunks, ${count(v.rows.processed)} rows processed, ${count(v.rows.failed)} failed`,
-    `the source has ${count(v.source.rows)} rows in their intervals now${v.beyond === undefined ? '' : `, and ${count(v.beyond)} beyond the last one`}`,
-    v.missing.length === 0 ? 'no chunk is missing' : `MISSING: chunks ${v.missing.join(', ')}`,
+    `${v.jobId} is ${v.status}: ${count(v.chunks)} chunks${v.ranges === 1 ? '' : ` in ${v.ranges} ranges`}, ${count(v.rows.processed)} rows processed, ${count(v.rows.failed)} failed`,
+    `the source has ${count(v.source.rows)} rows in their intervals now${v.beyond === undefined ? '' : `, and ${count(v.beyond)} outside them`}`,
+    v.missing.length === 0
+      ? 'no chunk is missing'
+      : `MISSING: ${v.missing.map(({ range, chunk }) => `chunk ${chunk} of range ${range}`).join(', ')}`,
+    ...(v.covered ? [] : ['the ranges do NOT cover the source']),
     v.changedChunks === 0
       ? 'the keys of each chunk are those that are in the source now'
       : `${count(v.changedChunks)} chunks differ: rows were inserted, deleted or re-keyed after they were read`,
   ]
   const changed = section(
     '',
-    ['chunk', 'after', 'until', 'read', 'now'],
+    ['range', 'chunk', 'after', 'until', 'read', 'now'],
     v.changed.map((c) => [
+      String(c.range),
       String(c.chunk),
       JSON.stringify(c.after),
       JSON.stringify(c.until),

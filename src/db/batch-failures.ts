@@ -66,11 +66,11 @@ export async function retryFailures(tx: Tx, jobId: string): Promise<number> {
   return count
 }
 
-export type RowToRetry = { id: string; rowKey: Json; cursor: Json; tries: number }
+export type RowToRetry = { id: string; range: number; rowKey: Json; cursor: Json; tries: number }
 
 export async function nextToRetry(sql: Sql, jobId: string): Promise<RowToRetry | undefined> {
   const [row] = await sql<RowToRetry[]>`
-    select id, row_key as "rowKey", cursor, tries from holdfast.batch_failures
+    select id, range, row_key as "rowKey", cursor, tries from holdfast.batch_failures
     where job_id = ${jobId} and state = 'retry' order by id limit 1`
   return row
 }

@@ -2,7 +2,10 @@ import type { Sql } from './databases.ts'
 import type { Json } from './json.ts'
 import type { Tx } from './tx.ts'
 
-/** Table batch_positions: one row for each committed chunk, written by the chunk's own transaction. */
+/**
+ * Table batch_positions: one row for each committed chunk, written by the chunk's own transaction, and one without rows for
+ * each time that a range was split.
+ */
 export type BatchPosition = {
   n: bigint
   cursor: Json
@@ -10,17 +13,6 @@ export type BatchPosition = {
   rowsTotal: bigint
   /** the source was at its end */
   last: boolean
-}
-
-export async function readBatchPosition(
-  sql: Sql,
-  jobId: string,
-  range: number,
-): Promise<BatchPosition | undefined> {
-  const [row] = await sql<{ n: string; cursor: Json; rowsTotal: string; last: boolean }[]>`
-    select n, cursor, rows_total as "rowsTotal", last from holdfast.batch_positions
-    where job_id = ${jobId} and range = ${range} order by n desc limit 1`
-  return row && { n: BigInt(row.n), cursor: row.cursor, rowsTotal: BigInt(row.rowsTotal), last: row.last }
 }
 
 /** What a chunk says of itself. */
@@ -52,10 +44,11 @@ export type RecordedChunk = {
   digest: bigint | null
 }
 
-/** Chunks of a job in their order, from number `from` on. */
+/** Chunks of a range in their order, from number `from` on. */
 export async function listChunks(
   sql: Sql,
   jobId: string,
+  range: number,
   from: bigint,
   limit: number,
 ): Promise<RecordedChunk[]> {
@@ -63,7 +56,7 @@ export async function listChunks(
     { n: string; cursor: Json; rows: string; failed: string; last: boolean; digest: string | null }[]
   >`
     select n, cursor, rows, failed, last, digest from holdfast.batch_positions
-    where job_id = ${jobId} and range = 0 and n >= ${String(from)}::bigint order by n limit ${limit}`
+    where job_id = ${jobId} and range = ${range} and n >= ${String(from)}::bigint order by n limit ${limit}`
   return rows.map((row) => ({
     ...row,
     n: BigInt(row.n),

@@ -78,6 +78,8 @@ begin
       ('outbox_actions', 'delete', null),
       ('batch_jobs', 'insert, update', null),
       ('batch_positions', 'insert', null),
+      ('batch_ranges', 'insert, update (until)', null),
+      ('batch_runs', 'insert, update (ended_at, outcome, chunks, rows)', null),
       ('batch_failures', 'insert, update', null)
     ) w (name, app, operator)
     join pg_class c on c.oid = to_regclass('holdfast.' || w.name)

@@ -1,26 +1,10 @@
 import { recordBatchFailure } from '../db/batch-failures.ts'
-import { type BatchJob, type BatchStatus, readBatchStatus } from '../db/batch-jobs.ts'
+import { type BatchStatus, readBatchStatus } from '../db/batch-jobs.ts'
 import { appendBatchPosition, type BatchPosition } from '../db/batch-positions.ts'
+import type { BatchRange } from '../db/batch-ranges.ts'
 import { type Json, sameJson } from '../db/json.ts'
-import { committedForwardAttempt } from '../db/markers.ts'
-import { appendEvents } from '../db/outbox.ts'
-import { stageForward } from '../db/staged-transaction.ts'
-import { newAttempt } from '../db/transaction-name.ts'
-import type { Tx } from '../db/tx.ts'
-import type { BatchDefinition, HookContext } from './batch-definition.ts'
-import type { JobContext } from './context.ts'
+import { type BatchTxs, type BatchWork, hookContext, stageStep } from './batch-step.ts'
 import type { Chunk } from './source.ts'
-
-/** What the staged transactions of one job have in common. */
-export type BatchWork = {
-  ctx: JobContext
-  definition: BatchDefinition
-  job: BatchJob
-  params: unknown
-  signal: AbortSignal
-}
-
-type Send = (query: PromiseLike<unknown>) => void
 
 /** `status`: what was asked of the job until its chunk was at its end. */
 export type CommittedChunk = { position: BatchPosition; status: BatchStatus | undefined }
@@ -37,9 +21,9 @@ export class ChunkError extends Error {
   }
 }
 
-/** The name of a chunk's transaction. */
-function chunkName(jobId: string, n: bigint): string {
-  return `${jobId}_progress_${n}`
+/** The names of a range's chunks start so. */
+export function chunkPrefix({ job, definition }: BatchWork, range: number): string {
+  return definition.parallel === undefined ? `${job.id}_progress_` : `${job.id}_r${range}_progress_`
 }
 
 /**
@@ -48,23 +32,23 @@ function chunkName(jobId: string, n: bigint): string {
  */
 export async function runChunk(
   work: BatchWork,
-  before: BatchPosition,
+  { range, until, position: before }: BatchRange,
   size: number,
 ): Promise<CommittedChunk> {
   let read: Chunk<object> = { rows: [], keys: [], cursor: null, last: false }
+  const n = before.n + 1n
   try {
-    return await stageChunk(work, before, async (tx, send, attempt) => {
-      read = await work.definition.source.read(tx, before.cursor, size)
+    return await stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
+      read = await readSource(work, txs, before.cursor, size, until)
       const { rows, digest, cursor, last } = read
-      const n = before.n + 1n
       if (rows.length > 0)
-        await work.definition.process(rows, { ...hookContext(work, tx, `chunk ${n}`), chunk: n })
+        await work.definition.process(rows, { ...hookContext(work, txs, `chunk ${n}`), chunk: n, range })
       const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
-      const record = { jobId: work.job.id, range: 0, attempt, rows: rows.length, failed: 0, digest }
-      send(appendBatchPosition(tx, { ...record, ...after }))
+      const record = { jobId: work.job.id, range, attempt, rows: rows.length, failed: 0, digest }
+      send(appendBatchPosition(txs.primary, { ...record, ...after }))
       const chunk: CommittedChunk = { position: after, status: undefined }
       send(
-        readBatchStatus(tx, work.job.id).then((status) => {
+        readBatchStatus(txs.primary, work.job.id).then((status) => {
           chunk.status = status
         }),
       )
@@ -81,20 +65,19 @@ export async function runChunk(
  */
 export async function setRowAside(
   work: BatchWork,
-  before: BatchPosition,
+  { range, until, position: before }: BatchRange,
   rowKey: Json,
   error: unknown,
 ): Promise<CommittedChunk | undefined> {
-  const { job, definition } = work
-  return stageChunk(work, before, async (tx, send, attempt) => {
-    const { rows, keys, digest, cursor, last } = await definition.source.read(tx, before.cursor, 1)
+  const jobId = work.job.id
+  const n = before.n + 1n
+  return stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
+    const { rows, keys, digest, cursor, last } = await readSource(work, txs, before.cursor, 1, until)
     if (!sameJson(keys[0] ?? null, rowKey)) throw new OtherRowError()
-    const n = before.n + 1n
-    const failed = { jobId: job.id, range: 0, n, rowKey, cursor: before.cursor, error }
-    await recordBatchFailure(tx, failed)
+    await recordBatchFailure(txs.primary, { jobId, range, n, rowKey, cursor: before.cursor, error })
     const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
-    const record = { jobId: job.id, range: 0, attempt, rows: rows.length, failed: 1, digest }
-    send(appendBatchPosition(tx, { ...record, ...after }))
+    const record = { jobId, range, attempt, rows: rows.length, failed: 1, digest }
+    send(appendBatchPosition(txs.primary, { ...record, ...after }))
     return { position: after, status: 'running' as const }
   }).catch((failure: unknown) => {
     if (failure instanceof OtherRowError) return undefined
@@ -104,52 +87,16 @@ export async function setRowAside(
 
 class OtherRowError extends Error {}
 
-/** Database work that belongs to the job as a whole, once: its name can commit only once, whoever else tries. */
-export async function runHook(
-  work: BatchWork,
-  step: 'prepared' | 'completed',
-  hook: (context: HookContext<unknown>) => Promise<void> | undefined,
-): Promise<void> {
-  const { ctx, job } = work
-  const name = `${job.id}_${step}`
-  if ((await committedForwardAttempt(ctx.databases.primary, name)) !== undefined) return
-  await stageStep(work, name, async (tx) => hook(hookContext(work, tx, step)))
-}
-
-export function hookContext(
-  { ctx, job, params, signal }: BatchWork,
-  tx: Tx,
-  step: string,
-): HookContext<unknown> {
-  return {
-    tx,
-    params,
-    jobId: job.id,
-    publish: (events) => appendEvents(tx, events, ctx.eventLimit),
-    signal,
-    log: ctx.log.child({ jobId: job.id, step }),
-  }
-}
-
-function stageChunk(
-  work: BatchWork,
-  before: BatchPosition,
-  stage: (tx: Tx, send: Send, attempt: string) => Promise<CommittedChunk>,
-): Promise<CommittedChunk> {
-  return stageStep(work, chunkName(work.job.id, before.n + 1n), stage)
-}
-
-/** One staged transaction of the job, within the budget of slots. */
-export async function stageStep<T>(
-  { ctx }: BatchWork,
-  name: string,
-  stage: (tx: Tx, send: Send, attempt: string) => Promise<T>,
-): Promise<T> {
-  const attempt = newAttempt(ctx.lease.id)
-  const spec = { installation: ctx.installation, attempt, name }
-  const result = await ctx.lease.slots.use(() =>
-    stageForward(ctx.databases.primary, spec, (tx, send) => stage(tx, send, attempt)),
-  )
-  ctx.outboxWakeup.committed()
-  return result
+/** From the database where the source is. */
+export function readSource(
+  { source }: BatchWork,
+  txs: BatchTxs,
+  cursor: Json,
+  limit: number,
+  until: Json = null,
+): Promise<Chunk<object>> {
+  const { database = 'primary' } = source
+  const tx = txs[database]
+  if (!tx) throw new Error(`the step does not take part in ${database}, where the source is`)
+  return source.read(tx, cursor, limit, until)
 }

@@ -1,32 +1,35 @@
-import { countFailures, failAgain, nextToRetry, settleFailure } from '../db/batch-failures.ts'
-import { findBatchJob, moveBatchJob, readBatchStatus, recordExpected, recordHold } from '../db/batch-jobs.ts'
-import { type BatchPosition, readBatchPosition } from '../db/batch-positions.ts'
-import { FencedError, InvalidConfigError, NoSlotsError, UnknownOutcomeError } from '../db/errors.ts'
-import { sameJson } from '../db/json.ts'
+import { countFailures } from '../db/batch-failures.ts'
+import { findBatchJob, moveBatchJob, readBatchStatus, recordExpected } from '../db/batch-jobs.ts'
+import { type BatchRange, readRanges, recordRanges } from '../db/batch-ranges.ts'
+import { beginBatchRun, endBatchRun } from '../db/batch-runs.ts'
+import { InvalidConfigError } from '../db/errors.ts'
+import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
-import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
-import { resolveForward } from '../db/staged-transaction.ts'
-import { readThrottleSignals } from '../db/throttle-signals.ts'
+import type { ChunkError } from './batch-chunk.ts'
+import { type BatchDefinition, type HookContext, sourceOf } from './batch-definition.ts'
+import { Hold } from './batch-hold.ts'
 import {
-  type BatchWork,
-  ChunkError,
-  type CommittedChunk,
-  hookContext,
-  runChunk,
-  runHook,
-  setRowAside,
-  stageStep,
-} from './batch-chunk.ts'
-import type { BatchDefinition } from './batch-definition.ts'
-import { ChunkPlan } from './chunk-plan.ts'
+  type BatchOutcome,
+  type BatchTiming,
+  isPassing,
+  JobFailure,
+  RangeRun,
+  type RunControl,
+} from './batch-range.ts'
+import { type BatchWork, hookContext, isCommitted, resolveSteps, stageStep } from './batch-step.ts'
 import type { JobContext } from './context.ts'
 import { parseParams, unknownBatchJob } from './enqueue-batch.ts'
+import { OneAtATime } from './one-at-a-time.ts'
 import { pause } from './pause.ts'
-import { Throttle } from './throttle.ts'
+import { retryFailedRows } from './retry-failed-rows.ts'
 
 /**
  * Runs a batch job: chunk after chunk, each one staged transaction named `<jobId>_progress_<n>` that holds the chunk's
  * work and its new position. Nothing but the database has to agree, so a chunk in doubt is committed forward.
+ *
+ * With `parallel` the source is cut into ranges, whose chunks are named `<jobId>_r<range>_progress_<n>`; so many of them
+ * are worked on at once, and when one runs dry, what is left of the largest is cut in two. The job is completed when the
+ * table says of every range that nothing is left.
  *
  * A chunk that keeps failing is narrowed down to the rows that fail by themselves (chunk-plan.ts). Those are set aside
  * while the rest commits, up to the definition's `skipLimit`; then the job fails, and can be resumed.
@@ -41,24 +44,36 @@ import { Throttle } from './throttle.ts'
  * 4. Paused or cancelled while a chunk is under way: the chunk commits, and the state is seen after it.
  * 5. A row that is to be set aside is no longer the next one: it is read again in the transaction that passes it over,
  *    and compared by its key.
+ * 6. A range is split while another run reads a chunk of it with the old end. The split takes the range's next number, so
+ *    that chunk fails as in 3; whoever reads that number reads the new end with it (one statement).
+ * 7. Two runs make ranges of a new job, from different samples: the row of the job is locked, and the later one finds those
+ *    of the first.
+ * 8. A run ends while another one still works on a range: it looks into the table before it completes the job.
  */
-export type BatchOutcome = 'completed' | 'failed' | 'stopped'
+export type { BatchOutcome, BatchTiming } from './batch-range.ts'
 
-export type BatchTiming = {
-  /** how often a chunk, or one row by itself, is tried before it counts as failing */
-  maxFailures: number
-  backoffMs: number
-  maxBackoffMs: number
+export type RunBatchOptions = Partial<BatchTiming> & {
+  /** called when chunks were committed, at most once a second, and at the end */
+  onProgress?: (progress: RunProgress) => void
+}
+
+export type RunProgress = {
+  /** of the job, those included that were set aside */
+  rows: number
+  /** null where the source cannot tell */
+  expected: number | null
 }
 
 const defaultTiming: BatchTiming = { maxFailures: 3, backoffMs: 50, maxBackoffMs: 30_000 }
+
+const progressEveryMs = 1_000
 
 export async function runBatch(
   ctx: JobContext,
   definitions: ReadonlyMap<string, BatchDefinition>,
   jobId: string,
   signal: AbortSignal,
-  timing: BatchTiming = defaultTiming,
+  options: RunBatchOptions = {},
 ): Promise<BatchOutcome> {
   const { sql } = ctx.databases.primary
   const job = await findBatchJob(sql, jobId)
@@ -72,179 +87,71 @@ export async function runBatch(
   }
   const params = await parseParams(definition, job.params)
   await ctx.lease.hold()
-  const run = new BatchRun({ ctx, definition, job, params, signal }, timing)
-  return run.run()
+  const work = { ctx, definition, source: sourceOf(definition, params), job, params, signal }
+  return new BatchRun(work, options).run()
 }
 
-class BatchRun {
+class BatchRun implements RunControl {
+  readonly timing: BatchTiming
   readonly #work: BatchWork
-  readonly #timing: BatchTiming
-  readonly #plan: ChunkPlan
-  readonly #throttle: Throttle | undefined
-  #size: number
-  /** as the row says it */
-  #held: string | null
-  #failures = 0
-  #reached = 0n
+  readonly #hold: Hold
+  readonly #until: number
+  readonly #onProgress: RunBatchOptions['onProgress']
+  /** those that nobody works on just now */
+  #waiting: BatchRange[] = []
+  readonly #running = new Set<RangeRun>()
+  readonly #choosing = new OneAtATime()
+  readonly #aside = new OneAtATime()
+  #record: string | undefined
+  #chunks = 0n
+  #rows = 0n
+  #rowsBefore = 0n
+  #reportedAt = Number.NEGATIVE_INFINITY
 
-  constructor(work: BatchWork, timing: BatchTiming) {
+  constructor(work: BatchWork, { onProgress, ...timing }: RunBatchOptions) {
+    this.timing = { ...defaultTiming, ...timing }
     this.#work = work
-    this.#timing = timing
-    const { chunkSize = 1000, throttle: limits, source } = work.definition
-    this.#size = typeof chunkSize === 'number' ? chunkSize : chunkSize.min
-    this.#plan = new ChunkPlan(this.#size)
-    this.#held = work.job.hold
-    const { clock, databases, installation } = work.ctx
-    const read = () => readThrottleSignals(databases.primary, installation, source.tables)
-    this.#throttle = limits && new Throttle({ limits, clock, read })
+    this.#hold = new Hold(work)
+    this.#until = performance.now() + (work.definition.maxRunMs ?? Number.POSITIVE_INFINITY)
+    this.#onProgress = onProgress
   }
 
   async run(): Promise<BatchOutcome> {
-    const { ctx, job, definition, signal } = this.#work
-    const until = performance.now() + (definition.maxRunMs ?? Number.POSITIVE_INFINITY)
-    let known: ChunkError | undefined
-    let waits = 0
-    while (!signal.aborted) {
-      try {
-        let position = await this.#resolveAndRead()
-        // Whatever failed, another run got further meanwhile: it failed because of that, and is no failure.
-        if (position.n !== this.#reached) this.#restart()
-        this.#reached = position.n
-        const ended = await this.#letGo()
-        if (ended) return ended
-        if (position.n === 0n) await this.#prepare()
-        while (!position.last && !signal.aborted && performance.now() < until) {
-          const held = await this.#hold()
-          if (held) return held
-          if (signal.aborted) break
-          const after = await this.#step(position, known)
-          position = after.position
-          this.#reached = position.n
-          known = undefined
-          waits = 0
-          const stop = after.status === 'running' ? undefined : await this.#letGo()
-          if (stop) return stop
-        }
-        if (!position.last) return 'stopped'
-        return await this.#complete(position)
-      } catch (error) {
-        if (signal.aborted) break
-        if (error instanceof SkipLimitError) return this.#fail(error.message)
-        if (error instanceof ChunkError && !isPassing(error)) {
-          known = error
-          const gaveUp = await this.#failed(error)
-          if (gaveUp !== undefined) return this.#fail(gaveUp)
-          if (this.#failures === 0) continue
-        } else if (!isPassing(error) && ++this.#failures >= this.#timing.maxFailures) {
-          return this.#fail(messageOf(error))
-        }
-        const { backoffMs, maxBackoffMs } = this.#timing
-        const waitMs = Math.random() * Math.min(maxBackoffMs, backoffMs * 2 ** ++waits)
-        ctx.log.warn(
-          { err: error, jobId: job.id, waitMs: Math.round(waitMs) },
-          'chunk not committed, trying again',
-        )
-        await pause(waitMs, signal)
-      }
-    }
-    return 'stopped'
+    const outcome = await this.#run()
+    this.#report(true)
+    await this.#recordEnd(outcome)
+    return outcome
   }
 
-  #restart(): void {
-    this.#failures = 0
-    this.#plan.reset()
+  get timeIsOver(): boolean {
+    return performance.now() >= this.#until
   }
 
-  async #step(position: BatchPosition, known: ChunkError | undefined): Promise<CommittedChunk> {
-    const { setAside } = this.#plan.next
-    let after: CommittedChunk | undefined
-    if (setAside && known) {
-      await this.#checkSkipLimit(known)
-      after = await setRowAside(this.#work, position, known.firstKey, known.cause)
-      if (after) {
-        this.#work.ctx.log.warn(
-          { jobId: this.#work.job.id, row: known.firstKey, err: known.cause },
-          'row set aside',
-        )
-      } else this.#plan.reset()
-    }
-    const began = performance.now()
-    const whole = !this.#plan.narrowing
-    after ??= await runChunk(this.#work, position, this.#plan.next.size)
-    this.#plan.succeeded()
-    if (whole) this.#adapt(performance.now() - began)
-    this.#failures = 0
-    return after
+  hold(): Promise<BatchOutcome | undefined> {
+    return this.#hold.wait(() => this.letGo())
   }
 
-  /** Towards the target, by no more than twice at once: one slow chunk says little. */
-  #adapt(tookMs: number): void {
-    const { chunkSize } = this.#work.definition
-    if (typeof chunkSize !== 'object') return
-    const factor = Math.min(2, Math.max(0.5, chunkSize.targetMs / Math.max(1, tookMs)))
-    this.#size = Math.min(chunkSize.max, Math.max(chunkSize.min, Math.round(this.#size * factor)))
-    this.#plan.resize(this.#size)
+  moved(rows: bigint): void {
+    this.#chunks++
+    this.#rows += rows
+    this.#report(false)
   }
 
-  /** Waits until the throttle lets the next chunk begin; the outcome where the run has to end meanwhile. */
-  async #hold(): Promise<BatchOutcome | undefined> {
-    if (!this.#throttle) return undefined
-    const { ctx, job, signal } = this.#work
-    const { sql } = ctx.databases.primary
-    for (;;) {
-      const { hold = null, unknown } = await this.#throttle.check(signal)
-      if (hold !== this.#held) {
-        await recordHold(sql, job.id, hold)
-        ctx.log.info({ jobId: job.id, hold, unknown }, hold === null ? 'goes on' : 'holds')
-        this.#held = hold
-      }
-      if (hold === null || signal.aborted) return undefined
-      await ctx.clock.pause(this.#work.definition.throttle?.everyMs ?? 1_000, signal)
-      const ended = await this.#letGo()
-      if (ended) return ended
-    }
+  async settingAside<T>({ cause, firstKey }: ChunkError, act: () => Promise<T>): Promise<T> {
+    return this.#aside.run(async () => {
+      const { ctx, job, definition } = this.#work
+      const skipLimit = definition.skipLimit ?? 0
+      const failed = await countFailures(ctx.databases.primary.sql, job.id)
+      if (failed < skipLimit) return act()
+      const others = failed === 0 ? '' : `${failed} rows failed before it, `
+      throw new JobFailure(
+        `row ${JSON.stringify(firstKey)} failed (${others}skipLimit ${skipLimit}): ${messageOf(cause)}`,
+      )
+    })
   }
 
-  /** A failing chunk is tried again or divided; returns why the job has to fail where it can be neither. */
-  async #failed({ cause, rows }: ChunkError): Promise<string | undefined> {
-    this.#failures++
-    const { maxFailures } = this.#timing
-    const alone = this.#plan.next.size === 1 || rows === 1
-    const tries = isOfTheData(cause) || (this.#plan.narrowing && !alone) ? 1 : maxFailures
-    if (this.#failures < tries) return undefined
-    // The source itself cannot be read: there is no row to set aside.
-    if (rows === 0) return this.#failures < maxFailures ? undefined : messageOf(cause)
-    const now = await readBatchPosition(this.#work.ctx.databases.primary.sql, this.#work.job.id, 0)
-    if ((now?.n ?? 0n) === this.#reached) this.#plan.failed(rows)
-    this.#failures = 0
-    return undefined
-  }
-
-  async #checkSkipLimit({ cause, firstKey }: ChunkError): Promise<void> {
-    const { ctx, job, definition } = this.#work
-    const skipLimit = definition.skipLimit ?? 0
-    const failed = await countFailures(ctx.databases.primary.sql, job.id)
-    if (failed < skipLimit) return
-    const others = failed === 0 ? '' : `${failed} rows failed before it, `
-    throw new SkipLimitError(
-      `row ${JSON.stringify(firstKey)} failed (${others}skipLimit ${skipLimit}): ${messageOf(cause)}`,
-    )
-  }
-
-  /** Commits what is in doubt of this job, then reads where it stands. */
-  async #resolveAndRead(): Promise<BatchPosition> {
-    const { ctx, job } = this.#work
-    const { primary } = ctx.databases
-    const resolved = await resolveForward(primary, ctx.installation, (name) => name.startsWith(`${job.id}_`))
-    for (const { name, attempt } of resolved)
-      ctx.log.info({ name, attempt }, 'committed a chunk that was in doubt')
-    return (
-      (await readBatchPosition(primary.sql, job.id, 0)) ?? { n: 0n, cursor: null, rowsTotal: 0n, last: false }
-    )
-  }
-
-  /** The outcome where this run has to end: paused, cancelled, or ended by another run. Takes up what is queued. */
-  async #letGo(): Promise<BatchOutcome | undefined> {
+  /** Takes up what is queued. */
+  async letGo(): Promise<BatchOutcome | undefined> {
     const { ctx, job } = this.#work
     const { sql } = ctx.databases.primary
     const status = await moveBatchJob(sql, job.id, {
@@ -258,77 +165,158 @@ class BatchRun {
     return now === 'completed' || now === 'failed' ? now : 'stopped'
   }
 
-  async #prepare(): Promise<void> {
-    const { ctx, job, definition } = this.#work
-    if (definition.source.count && job.rowsExpected === null) {
-      const expected = await definition.source.count(ctx.databases.primary.sql)
-      await recordExpected(ctx.databases.primary.sql, job.id, expected)
-    }
-    if (definition.prepareRun)
-      await runHook(this.#work, 'prepared', (context) => definition.prepareRun?.(context))
-  }
-
-  async #complete(position: BatchPosition): Promise<BatchOutcome> {
-    const { ctx, job, definition } = this.#work
-    const { sql } = ctx.databases.primary
-    await this.#retryFailures()
-    if (this.#work.signal.aborted) return 'stopped'
-    if (definition.completed)
-      await runHook(this.#work, 'completed', (context) => definition.completed?.(context))
-    const status = await moveBatchJob(sql, job.id, { running: 'completed', pausing: 'completed' })
-    if (status === undefined) return (await this.#letGo()) ?? 'stopped'
-    ctx.log.info(
-      { jobId: job.id, chunks: String(position.n), rows: String(position.rowsTotal) },
-      'batch job completed',
-    )
-    return 'completed'
-  }
-
-  /** Rows for which somebody asked for another try, each by itself. */
-  async #retryFailures(): Promise<void> {
-    const { ctx, job, definition, signal } = this.#work
-    const { sql } = ctx.databases.primary
-    for (;;) {
-      const row = await nextToRetry(sql, job.id)
-      if (!row || signal.aborted) return
-      const name = `${job.id}_retry_${row.id}_${row.tries}`
+  async #run(): Promise<BatchOutcome> {
+    const { ctx, job, signal } = this.#work
+    for (let failures = 0, waits = 0; !signal.aborted; ) {
       try {
-        await stageStep(this.#work, name, async (tx) => {
-          const { rows, keys } = await definition.source.read(tx, row.cursor, 1)
-          const found = sameJson(keys[0] ?? null, row.rowKey)
-          if (found) await definition.process(rows, { ...hookContext(this.#work, tx, name), chunk: 0n })
-          await settleFailure(tx, row.id, found ? 'resolved' : 'gone')
-        })
+        const ended = await this.letGo()
+        if (ended) return ended
+        this.#record ??= await beginBatchRun(ctx.databases.primary.sql, job.id)
+        const ranges = await this.#ranges()
+        if (ranges.every(({ position }) => position.last)) return await this.#complete(ranges)
+        const outcome = await this.#runRanges(ranges)
+        // Every range that this run knows of is dry: whether they all are, the table says.
+        if (outcome !== 'dry') return outcome
+        failures = 0
       } catch (error) {
-        if (isPassing(error)) throw error
-        await failAgain(sql, row.id, error)
+        if (signal.aborted) break
+        if (error instanceof JobFailure) return this.#fail(error.message)
+        if (!isPassing(error) && ++failures >= this.timing.maxFailures) return this.#fail(messageOf(error))
+        const { backoffMs, maxBackoffMs } = this.timing
+        const waitMs = Math.random() * Math.min(maxBackoffMs, backoffMs * 2 ** ++waits)
+        ctx.log.warn({ err: error, jobId: job.id, waitMs: Math.round(waitMs) }, 'batch job waits')
+        await pause(waitMs, signal)
+      }
+    }
+    return 'stopped'
+  }
+
+  /** Commits what is in doubt of this job, then reads where it stands; the first run makes the ranges. */
+  async #ranges(): Promise<BatchRange[]> {
+    const { ctx, job } = this.#work
+    const { primary } = ctx.databases
+    for (const name of await resolveSteps(this.#work, `${job.id}_`))
+      ctx.log.info({ name }, 'committed a step that was in doubt')
+    let ranges = await readRanges(primary.sql, job.id)
+    if (ranges.length === 0) {
+      await this.#prepare()
+      await recordRanges(primary, job.id, await this.#boundaries())
+      ranges = await readRanges(primary.sql, job.id)
+    }
+    this.#rowsBefore = ranges.reduce((sum, { position }) => sum + position.rowsTotal, 0n) - this.#rows
+    return ranges
+  }
+
+  async #boundaries(): Promise<readonly Json[]> {
+    const { ctx, definition, source, job } = this.#work
+    const { parallel = 1 } = definition
+    if (parallel === 1) return []
+    if (!source.split)
+      throw new JobFailure(`the source of ${job.batch} cannot be split, so \`parallel\` has to go`)
+    const { sql } = ctx.databases.get(source.database ?? 'primary')
+    return (await source.split(sql, null, null, parallel)).boundaries
+  }
+
+  async #runRanges(ranges: readonly BatchRange[]): Promise<BatchOutcome | 'dry'> {
+    const { parallel = 1 } = this.#work.definition
+    this.#waiting = ranges.filter(({ position }) => !position.last)
+    const ends = await Promise.allSettled(Array.from({ length: parallel }, () => this.#lane()))
+    const failure = ends.find((end) => end.status === 'rejected')
+    if (failure) throw failure.reason
+    const outcomes = ends.flatMap((end) => (end.status === 'fulfilled' ? end.value : []))
+    return outcomes.find((outcome) => outcome !== 'dry') ?? 'dry'
+  }
+
+  /** Range after range, as long as there is one that nobody works on, or one that is worth splitting. */
+  async #lane(): Promise<BatchOutcome | 'dry'> {
+    for (;;) {
+      const range = await this.#choosing.run(() => this.#nextRange())
+      if (!range) return 'dry'
+      const run = new RangeRun(this.#work, this, range)
+      this.#running.add(run)
+      try {
+        const outcome = await run.run()
+        if (outcome !== 'dry') return outcome
+      } catch (error) {
+        // What the other lanes still do, they do until they see it.
+        if (error instanceof JobFailure) await this.#fail(error.message)
+        throw error
+      } finally {
+        this.#running.delete(run)
       }
     }
   }
 
+  async #nextRange(): Promise<BatchRange | undefined> {
+    const waiting = this.#waiting.shift()
+    if (waiting || this.#running.size === 0) return waiting
+    const candidates = [...this.#running]
+    const left = await Promise.all(candidates.map((run) => run.left()))
+    const most = left.indexOf(Math.max(...left))
+    return candidates[most]?.split()
+  }
+
+  async #prepare(): Promise<void> {
+    const { ctx, job, definition, source } = this.#work
+    if (source.count && job.rowsExpected === null) {
+      const expected = await source.count(ctx.databases.get(source.database ?? 'primary').sql)
+      await recordExpected(ctx.databases.primary.sql, job.id, expected)
+      job.rowsExpected = expected.rows
+    }
+    if (definition.prepareRun)
+      await this.#once('prepared', async (context) => definition.prepareRun?.(context))
+  }
+
+  async #complete(ranges: readonly BatchRange[]): Promise<BatchOutcome> {
+    const { ctx, job, definition, signal } = this.#work
+    await retryFailedRows(this.#work)
+    if (signal.aborted) return 'stopped'
+    if (definition.completed)
+      await this.#once('completed', async (context) => definition.completed?.(context))
+    const moved = await moveBatchJob(ctx.databases.primary.sql, job.id, {
+      running: 'completed',
+      pausing: 'completed',
+    })
+    if (moved === undefined) return (await this.letGo()) ?? 'stopped'
+    const rows = ranges.reduce((sum, { position }) => sum + position.rowsTotal, 0n)
+    ctx.log.info({ jobId: job.id, ranges: ranges.length, rows: String(rows) }, 'batch job completed')
+    return 'completed'
+  }
+
+  /** Database work that belongs to the job as a whole: its name can commit only once, whoever else tries. */
+  async #once(
+    step: 'prepared' | 'completed',
+    hook: (context: HookContext<unknown>) => Promise<void>,
+  ): Promise<void> {
+    const name = `${this.#work.job.id}_${step}`
+    if (await isCommitted(this.#work, name)) return
+    await stageStep(this.#work, name, (txs) => hook(hookContext(this.#work, txs, step)))
+  }
+
   async #fail(why: string): Promise<'failed'> {
     const { ctx, job } = this.#work
-    ctx.log.error({ jobId: job.id, why }, 'batch job failed')
-    await moveBatchJob(ctx.databases.primary.sql, job.id, { running: 'failed', pausing: 'failed' }, why)
+    const { sql } = ctx.databases.primary
+    if (await moveBatchJob(sql, job.id, { running: 'failed', pausing: 'failed' }, why))
+      ctx.log.error({ jobId: job.id, why }, 'batch job failed')
     return 'failed'
   }
-}
 
-class SkipLimitError extends Error {}
+  #report(now: boolean): void {
+    if (!this.#onProgress || this.#chunks === 0n) return
+    if (!now && performance.now() - this.#reportedAt < progressEveryMs) return
+    this.#reportedAt = performance.now()
+    const { rowsExpected } = this.#work.job
+    const expected = rowsExpected === null ? null : Number(rowsExpected)
+    this.#onProgress({ rows: Number(this.#rowsBefore + this.#rows), expected })
+  }
 
-/** The same rows fail in the same way again: a value that does not fit, or a constraint (SQLSTATE classes 22 and 23). */
-function isOfTheData(error: unknown): boolean {
-  return /^2[23]/.test(sqlstateOf(error) ?? '')
-}
-
-/** Contention, fencing and a lost connection are nobody's failure: the run resolves, reads again and goes on. */
-function isPassing(error: unknown): boolean {
-  const cause = error instanceof ChunkError ? error.cause : error
-  return (
-    cause instanceof FencedError ||
-    cause instanceof NoSlotsError ||
-    cause instanceof UnknownOutcomeError ||
-    isContention(cause) ||
-    isConnectionLoss(cause)
-  )
+  /** For the history alone: a run whose end could not be recorded shows as one that never ended. */
+  async #recordEnd(outcome: BatchOutcome): Promise<void> {
+    if (this.#record === undefined) return
+    const { ctx, job } = this.#work
+    const end = { outcome, chunks: this.#chunks, rows: this.#rows }
+    await endBatchRun(ctx.databases.primary.sql, this.#record, end).catch((err: unknown) =>
+      ctx.log.warn({ err, jobId: job.id }, 'the end of a run was not recorded'),
+    )
+  }
 }

@@ -5,8 +5,15 @@ import type { Sql, Tx } from '../db/tx.ts'
 export type Source<Row> = {
   /** the tables it reads, as `table` or `schema.table`: those whose vacuum a throttle heeds */
   readonly tables?: readonly string[]
-  /** At most `limit` rows after `cursor`; null is the beginning. */
-  read(tx: Tx, cursor: Json, limit: number): Promise<Chunk<Row>>
+  /** the participant that it reads from; default primary */
+  readonly database?: string
+  /** At most `limit` rows after `cursor` (null: from the beginning), up to and including `until` (null: to the end). */
+  read(tx: Tx, cursor: Json, limit: number, until?: Json): Promise<Chunk<Row>>
+  /**
+   * Where to cut what lies after `after` up to and including `until` into so many parts of about the same size: at most
+   * parts - 1 cursors, ascending, fewer where there are too few rows. `rows`: about how many there are.
+   */
+  split?(sql: Sql, after: Json, until: Json, parts: number): Promise<{ rows: number; boundaries: Json[] }>
   /** How many rows there are; exact: false for an estimate. */
   count?(sql: Sql): Promise<{ rows: bigint; exact: boolean }>
   /** What the source says now of the rows after `after`, up to and including `until`. */

@@ -359,6 +359,8 @@ describe('installing the roles', () => {
       batch_failures: ['insert, update', ''],
       batch_jobs: ['insert, update', ''],
       batch_positions: ['insert', ''],
+      batch_ranges: ['insert, update some', ''],
+      batch_runs: ['insert, update some', ''],
       distributed_transactions: ['insert, update some, delete', 'update some'],
       inbox: ['insert, delete', ''],
       inbox_seen: ['insert, update some, delete', ''],

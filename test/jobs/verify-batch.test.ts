@@ -1,4 +1,6 @@
 import { describe, expect, it } from 'vitest'
+import type { Json } from '../../src/db/json.ts'
+import type { Tx } from '../../src/db/tx.ts'
 import { type BatchDefinition, defineBatch } from '../../src/jobs/batch-definition.ts'
 import type { JobContext } from '../../src/jobs/context.ts'
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
@@ -9,9 +11,10 @@ import { newDatabases, openContext } from '../support/database.ts'
 
 const signal = new AbortController().signal
 
+const source = keyset<{ a: number; b: string }>({ table: 'source', key: ['a', 'b'] })
 const batch = defineBatch({
   name: 'touch',
-  source: keyset<{ a: number; b: string }>({ table: 'source', key: ['a', 'b'] }),
+  source,
   chunkSize: 10,
   async process() {},
 }) as BatchDefinition
@@ -34,6 +37,8 @@ describe('verify', () => {
       jobId,
       status: 'completed',
       proved: true,
+      ranges: 1,
+      covered: true,
       chunks: 10n,
       rows: { processed: 95n, failed: 0n },
       missing: [],
@@ -71,7 +76,7 @@ describe('verify', () => {
     const { sql } = ctx.databases.primary
     await sql`delete from holdfast.batch_positions where n = 4`
     const verification = await verifyBatch(ctx, batches, jobId)
-    expect(verification).toMatchObject({ proved: false, missing: [4n] })
+    expect(verification).toMatchObject({ proved: false, missing: [{ range: 0, chunk: 4n }] })
     const { jobId: open } = await enqueueBatchJob(ctx, batch, {}, 'test')
     expect(await verifyBatch(ctx, batches, open)).toMatchObject({
       proved: false,
@@ -84,8 +89,8 @@ describe('verify', () => {
     const { ctx, jobId } = await done()
     const blind = {
       ...batch,
-      source: { read: (tx, cursor, limit) => batch.source.read(tx, cursor, limit) },
-    } as BatchDefinition
+      source: { read: (tx: Tx, cursor: Json, limit: number) => source.read(tx, cursor, limit) },
+    }
     await expect(verifyBatch(ctx, new Map([['touch', blind]]), jobId)).rejects.toThrow('cannot be compared')
     await expect(verifyBatch(ctx, batches, 'nobody')).rejects.toThrow('no batch job nobody')
   })
