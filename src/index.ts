@@ -36,7 +36,7 @@ export type {
   SinkContext,
   SinkPolicy,
 } from './jobs/sinks/sink.ts'
-export type { Chunk, Source } from './jobs/source.ts'
+export type { Chunk, Source, Split } from './jobs/source.ts'
 export { type CsvOptions, csv } from './jobs/sources/csv.ts'
 export type { FileOptions } from './jobs/sources/file-source.ts'
 export { ndjson } from './jobs/sources/ndjson.ts'

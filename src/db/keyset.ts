@@ -28,10 +28,13 @@ export async function keyTypes(sql: Sql, table: string, key: readonly string[]):
 const keyColumn = '__holdfast_key'
 const hashColumn = '__holdfast_hash'
 
-export async function readAfter(
+/** After `after` (null: from the beginning), up to and including `until` (null: open). */
+export type Range = { after: readonly string[] | null; until: readonly string[] | null }
+
+export async function readBetween(
   tx: Tx,
   keyset: Keyset,
-  after: readonly string[] | null,
+  { after, until }: Range,
   limit: number,
 ): Promise<{
   rows: object[]
@@ -42,11 +45,15 @@ export async function readAfter(
 }> {
   const { table, key } = keyset
   const list = key.map(quoteIdentifier).join(', ')
+  const conditions = [
+    ...(after === null ? [] : [beyond(keyset, '>', 1)]),
+    ...(until === null ? [] : [beyond(keyset, '<=', 1 + (after?.length ?? 0))]),
+  ]
   const rows = await tx.unsafe<{ [keyColumn]?: string; [hashColumn]?: string }[]>(
     `select *, ${keyText(key)} as ${keyColumn}, ${keyHash(key)} as ${hashColumn}
-     from ${quoteTable(table)} ${after === null ? '' : `where ${beyond(keyset, '>', 1)}`}
+     from ${quoteTable(table)} ${conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`}
      order by ${list} limit ${Math.trunc(limit)}`,
-    after === null ? [] : [...after],
+    [...(after ?? []), ...(until ?? [])],
   )
   const texts: string[] = []
   let digest = 0n

@@ -1,6 +1,6 @@
 import { InvalidConfigError } from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
-import { countRows, digestBetween, type Keyset, keyTypes, readAfter } from '../db/keyset.ts'
+import { countRows, digestBetween, type Keyset, keyTypes, readBetween } from '../db/keyset.ts'
 import type { Sql } from '../db/tx.ts'
 import type { Source } from './source.ts'
 
@@ -29,8 +29,9 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
   }
   return {
     tables: [table],
-    async read(tx, cursor, limit) {
-      const chunk = await readAfter(tx, await resolve(tx), checkCursor(cursor, key), limit)
+    async read(tx, cursor, limit, until = null) {
+      const range = { after: checkCursor(cursor, key), until: checkCursor(until, key) }
+      const chunk = await readBetween(tx, await resolve(tx), range, limit)
       // What a row looks like is the caller's word: the type parameter of keyset.
       return chunk as Omit<typeof chunk, 'rows'> & { rows: Row[] }
     },

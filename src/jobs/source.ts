@@ -5,19 +5,26 @@ import type { Sql, Tx } from '../db/tx.ts'
 export type Source<Row> = {
   /** the tables it reads, as `table` or `schema.table`: those whose vacuum a throttle heeds */
   readonly tables?: readonly string[]
-  /** the participant that it reads from; default primary */
+  /** the participant that it reads from; default `primary` */
   readonly database?: string
-  /** At most `limit` rows after `cursor` (null: from the beginning), up to and including `until` (null: to the end). */
-  read(tx: Tx, cursor: Json, limit: number, until?: Json): Promise<Chunk<Row>>
   /**
-   * Where to cut what lies after `after` up to and including `until` into so many parts of about the same size: at most
-   * parts - 1 cursors, ascending, fewer where there are too few rows. `rows`: about how many there are.
+   * At most `limit` rows after `cursor`; null is the beginning. Where `until` is given and not null, up to and including
+   * it; a source without `split` is never given one.
    */
-  split?(sql: Sql, after: Json, until: Json, parts: number): Promise<{ rows: number; boundaries: Json[] }>
+  read(tx: Tx, cursor: Json, limit: number, until?: Json): Promise<Chunk<Row>>
   /** How many rows there are; exact: false for an estimate. */
   count?(sql: Sql): Promise<{ rows: bigint; exact: boolean }>
   /** What the source says now of the rows after `after`, up to and including `until`. */
   digest?(sql: Sql, after: Json, until: Json): Promise<{ rows: bigint; digest: bigint }>
+  /** Cuts the rows after `after`, up to and including `until` (null: open), into parts of about the same number of rows. */
+  split?(sql: Sql, after: Json, until: Json, parts: number): Promise<Split>
+}
+
+export type Split = {
+  /** estimated */
+  rows: number
+  /** at most `parts - 1` cursors, ascending, strictly inside; fewer or none where there are too few rows */
+  boundaries: Json[]
 }
 
 export type Chunk<Row> = {
@@ -28,6 +35,6 @@ export type Chunk<Row> = {
   digest?: bigint
   /** where to go on */
   cursor: Json
-  /** there is nothing after these rows */
+  /** there is nothing after these rows, up to `until` where it was given */
   last: boolean
 }
