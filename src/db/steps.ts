@@ -8,6 +8,8 @@ export const STEPS = [
   'chunk.staging',
   'chunk.prepared',
   'chunk.committed',
+  'batch.ranges-recorded',
+  'batch.range-split',
   'begin.recorded',
   'begin.worked',
   'begin.prepared-one',

@@ -4,6 +4,7 @@ import { FencedError, NameInUseError, NoSlotsError, UnknownOutcomeError } from '
 import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
+import { reached } from '../db/steps.ts'
 import { newAttempt } from '../db/transaction-name.ts'
 import { ChunkError, type CommittedChunk, chunkPrefix, runChunk, setRowAside } from './batch-chunk.ts'
 import { type BatchWork, resolveSteps } from './batch-step.ts'
@@ -48,6 +49,7 @@ export class RangeRun {
   #at: BatchRange
   #size: number
   #failures = 0
+  #ended = false
   #splitAsked: ReturnType<typeof deferred<BatchRange | undefined>> | undefined
 
   constructor(work: BatchWork, control: RunControl, at: BatchRange) {
@@ -64,6 +66,7 @@ export class RangeRun {
     try {
       return await this.#run()
     } finally {
+      this.#ended = true
       this.#splitAsked?.resolve(undefined)
     }
   }
@@ -74,7 +77,8 @@ export class RangeRun {
   }
 
   /** Cuts off a part of what is left, before the next chunk begins; undefined when too little is left. */
-  split(): Promise<BatchRange | undefined> {
+  async split(): Promise<BatchRange | undefined> {
+    if (this.#ended) return undefined
     this.#splitAsked ??= deferred()
     return this.#splitAsked.promise
   }
@@ -215,6 +219,7 @@ export class RangeRun {
     } else {
       const { primary } = ctx.databases
       const cut = await splitRange(primary, job.id, this.#at, boundary, newAttempt(ctx.lease.id))
+      await reached('batch.range-split')
       const position = { ...this.#at.position, n: this.#at.position.n + 1n }
       this.#at = { ...this.#at, until: boundary, position }
       ctx.log.info({ jobId: job.id, range: this.#at.range, into: cut.range, rows }, 'range split')

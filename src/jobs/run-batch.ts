@@ -5,6 +5,7 @@ import { beginBatchRun, endBatchRun } from '../db/batch-runs.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
+import { reached } from '../db/steps.ts'
 import type { ChunkError } from './batch-chunk.ts'
 import { type BatchDefinition, type HookContext, sourceOf } from './batch-definition.ts'
 import { Hold } from './batch-hold.ts'
@@ -201,6 +202,7 @@ class BatchRun implements RunControl {
     if (ranges.length === 0) {
       await this.#prepare()
       await recordRanges(primary, job.id, await this.#boundaries())
+      await reached('batch.ranges-recorded')
       ranges = await readRanges(primary.sql, job.id)
     }
     this.#rowsBefore = ranges.reduce((sum, { position }) => sum + position.rowsTotal, 0n) - this.#rows

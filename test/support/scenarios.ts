@@ -16,6 +16,7 @@ import type { Sink } from '../../src/jobs/sinks/sink.ts'
 import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { verifyBatch } from '../../src/jobs/verify-batch.ts'
+import { chunkRanges, chunkTwoDatabases } from './batch-scenarios.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
@@ -36,6 +37,8 @@ export type Scenario = {
 export type ScenarioName =
   | 'chunk'
   | 'chunk-poison'
+  | 'chunk-ranges'
+  | 'chunk-two-databases'
   | 'begin'
   | 'commit'
   | 'rollback'
@@ -52,21 +55,23 @@ export type ScenarioName =
 
 /** Which scenarios come by each step. Total: a new step does not compile until somebody says who tests it. */
 export const scenariosOf: Record<Step, ScenarioName[]> = {
-  'chunk.staging': ['chunk', 'chunk-poison', 'cleaning-up'],
-  'chunk.prepared': ['chunk', 'chunk-poison', 'cleaning-up'],
-  'chunk.committed': ['chunk', 'chunk-poison', 'cleaning-up'],
-  'begin.recorded': ['begin', 'run'],
-  'begin.worked': ['begin'],
-  'begin.prepared-one': ['begin'],
-  'begin.prepared-all': ['begin', 'run'],
-  'begin.pending': ['begin', 'run', 'run-that-fails'],
+  'chunk.staging': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up'],
+  'chunk.prepared': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up'],
+  'chunk.committed': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up'],
+  'batch.ranges-recorded': ['chunk-ranges'],
+  'batch.range-split': ['chunk-ranges'],
+  'begin.recorded': ['begin', 'run', 'chunk-two-databases'],
+  'begin.worked': ['begin', 'chunk-two-databases'],
+  'begin.prepared-one': ['begin', 'chunk-two-databases'],
+  'begin.prepared-all': ['begin', 'run', 'chunk-two-databases'],
+  'begin.pending': ['begin', 'run', 'run-that-fails', 'chunk-two-databases'],
   'run.effects': ['run', 'run-that-fails', 'taking-over'],
   'run.effects-done': ['run', 'taking-over'],
   'run.taken-over': ['taking-over'],
-  'commit.decided': ['commit', 'run'],
-  'commit.committed-one': ['commit', 'recovering-decided'],
-  'commit.committed-all': ['commit', 'recovering-decided'],
-  'commit.recorded': ['commit', 'run', 'recovering-decided'],
+  'commit.decided': ['commit', 'run', 'chunk-two-databases'],
+  'commit.committed-one': ['commit', 'recovering-decided', 'chunk-two-databases'],
+  'commit.committed-all': ['commit', 'recovering-decided', 'chunk-two-databases'],
+  'commit.recorded': ['commit', 'run', 'recovering-decided', 'chunk-two-databases'],
   'rollback.decided': ['rollback', 'run-that-fails'],
   'rollback.fenced-one': ['rollback', 'recovering'],
   'rollback.fenced-all': ['rollback', 'recovering'],
@@ -86,7 +91,7 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
 
 /** The databases of a scenario: distributed transactions run on one, and on two in different clusters. */
 export function databasesOf(which: ScenarioName): Record<string, 'east' | 'west'>[] {
-  if (which === 'page-table') return [{ billing: 'west' }]
+  if (which === 'page-table' || which === 'chunk-two-databases') return [{ billing: 'west' }]
   if (which.startsWith('chunk') || which === 'page-stream' || which.startsWith('page-park')) return [{}]
   if (which === 'cleaning-up') return [{ billing: 'west' }]
   return [{}, { billing: 'west' }]
@@ -111,6 +116,10 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
   switch (which) {
     case 'chunk-poison':
       return chunkPoison
+    case 'chunk-ranges':
+      return chunkRanges
+    case 'chunk-two-databases':
+      return chunkTwoDatabases
     case 'chunk':
       return chunk
     case 'begin':
