@@ -1,14 +1,18 @@
 import type { BatchFailure } from '../db/batch-failures.ts'
 import type { BatchJob } from '../db/batch-jobs.ts'
 import type { BatchProgress } from '../db/batch-positions.ts'
+import type { BatchRunRecord } from '../db/batch-runs.ts'
+import type { DryRun } from '../jobs/dry-run-batch.ts'
 import type { Verification } from '../jobs/verify-batch.ts'
 import { age, section } from './table.ts'
 
 /** A job and how far it is, with counts as JSON has them. */
 export type JobView = Omit<BatchJob, 'rowsExpected'> & { rowsExpected: number | null } & Omit<
     BatchProgress,
-    'rows' | 'failed' | 'chunks'
-  > & { rows: number; failed: number; chunks: number }
+    'rows' | 'failed' | 'chunks' | 'ranges'
+  > & { rows: number; failed: number; chunks: number; ranges: RangeView[] }
+
+type RangeView = { range: number; rows: number; failed: number; chunks: number; last: boolean }
 
 /** How `holdfast batch` shows things to humans. */
 export function describeJobs(jobs: readonly JobView[], now: number): string {
@@ -30,12 +34,40 @@ export function describeJobs(jobs: readonly JobView[], now: number): string {
 
 type Failure = Omit<BatchFailure, 'id'> & { id: string }
 
-export function describeJob(job: JobView, failures: readonly Failure[], now: number): string {
+export function describeJob(
+  job: JobView,
+  failures: readonly Failure[],
+  runs: readonly BatchRunRecord[],
+  now: number,
+): string {
   const parts = [
     describeJobs([job], now),
     `chunks: ${count(job.chunks)}; parameters: ${JSON.stringify(job.params)}\n`,
     job.error === null ? '' : `error: ${job.error}\n`,
     job.hold === null ? '' : `holds: ${job.hold}\n`,
+    section(
+      'ranges',
+      ['range', 'chunks', 'rows', 'failed', ''],
+      (job.ranges.length > 1 ? job.ranges : []).map((r) => [
+        String(r.range),
+        count(r.chunks),
+        count(r.rows),
+        count(r.failed),
+        r.last ? 'at its end' : '',
+      ]),
+    ),
+    section(
+      'runs',
+      ['worker', 'begun', 'took', 'chunks', 'rows', 'outcome'],
+      runs.map((run) => [
+        run.worker,
+        `${age((now - run.startedAt.getTime()) / 1_000)} ago`,
+        run.endedAt === null ? '-' : age((run.endedAt.getTime() - run.startedAt.getTime()) / 1_000),
+        run.chunks === null ? '-' : count(run.chunks),
+        run.rows === null ? '-' : count(run.rows),
+        run.outcome ?? 'runs, or its worker died',
+      ]),
+    ),
     section(
       'rows that failed',
       ['row', 'state', 'tries', 'SQLSTATE', 'stack', 'error'],
@@ -62,6 +94,21 @@ function advice({ id, status, failed }: JobView): string {
     return `mend the rows or the code, then: holdfast batch retry-failures ${id}\n`
   if (status === 'completed') return `holdfast batch verify ${id} proves it\n`
   return ''
+}
+
+export function describeDryRun(run: DryRun): string {
+  const chunks = section(
+    'rolled back',
+    ['chunk', 'rows', 'work', 'prepare'],
+    run.chunks.map((c) => [
+      String(c.chunk),
+      count(c.rows),
+      `${c.workMs.toFixed(1)} ms`,
+      `${c.prepareMs.toFixed(1)} ms`,
+    ]),
+  )
+  const end = run.last ? 'that is all of the source\n' : ''
+  return `${chunks}${end}${run.error === null ? '' : `failed: ${run.error}\n`}`
 }
 
 export function describeVerification(v: Verification): string {

@@ -4,7 +4,13 @@ import type { Json } from '../db/json.ts'
 import { unknownBatchJob } from '../jobs/enqueue-batch.ts'
 import { pause } from '../jobs/pause.ts'
 import { Batches } from '../workers/batches.ts'
-import { describeJob, describeJobs, describeVerification, type JobView } from './batch-print.ts'
+import {
+  describeDryRun,
+  describeJob,
+  describeJobs,
+  describeVerification,
+  type JobView,
+} from './batch-print.ts'
 import { BatchBar } from './batch-progress.ts'
 import { atLeastOne, command, type Shared } from './command.ts'
 import { print, withContext } from './open.ts'
@@ -73,9 +79,10 @@ function showCommand(): CommandType {
           ...f,
           id: String(f.id),
         }))
+        const runs = await batches.runs(jobId, 20)
         print(
-          describeJob(view, failures, Date.now()),
-          options.json === true ? { ...view, failures } : undefined,
+          describeJob(view, failures, runs, Date.now()),
+          options.json === true ? numbers({ ...view, failures, runs }) : undefined,
         )
       })
     })
@@ -85,13 +92,26 @@ function enqueueCommand(): CommandType {
   return command('enqueue', 'have a batch run by the workers')
     .argument('<batch>')
     .option('--params <json>', 'its parameters', parsedJson, {})
-    .action(async (batch: string, options: Shared & { params: Json }) => {
+    .option('--dry-run', 'stage its first chunks here, roll them back, and say what they took')
+    .option('--chunks <n>', 'how many, with --dry-run', atLeastOne, 3)
+    .action(async (batch: string, options: Shared & { params: Json; dryRun?: boolean; chunks: number }) => {
+      if (options.dryRun === true) return dryRun(batch, options)
       await withBatches(options, async ({ batches }) => {
         const enqueued = await batches.enqueue(batch, options.params)
         const text = enqueued.existed ? 'is open already' : 'enqueued'
         print(`${enqueued.jobId} ${text}\n`, options.json === true ? enqueued : undefined)
       })
     })
+}
+
+/** All databases of the batch have to answer. */
+async function dryRun(batch: string, options: Shared & { params: Json; chunks: number }): Promise<void> {
+  await withContext(options, async ({ ctx, signal }) => {
+    const { chunks, params } = options
+    const run = await new Batches(ctx).dryRun(batch, params, { chunks, signal })
+    print(describeDryRun(run), options.json === true ? run : undefined)
+    if (run.error !== null) process.exitCode = 1
+  })
 }
 
 function pauseCommand(): CommandType {
@@ -191,7 +211,7 @@ function viewOf(
   progress: Awaited<ReturnType<Batches['progress']>>,
 ): JobView {
   const { rowsExpected, ...rest } = job
-  const { rows, failed, chunks, ...pace } = progress
+  const { rows, failed, chunks, ranges, ...pace } = progress
   const total = rowsExpected === null ? null : Number(rowsExpected)
   return {
     ...rest,
@@ -200,6 +220,13 @@ function viewOf(
     rows: Number(rows),
     failed: Number(failed),
     chunks: Number(chunks),
+    ranges: ranges.map((r) => ({
+      range: r.range,
+      rows: Number(r.rows),
+      failed: Number(r.failed),
+      chunks: Number(r.chunks),
+      last: r.last,
+    })),
   }
 }
 

@@ -75,7 +75,10 @@ export type BatchProgress = {
   /** rows per second over the last minute of work; null before there are two chunks */
   rowsPerSecond: number | null
   lastChunkAt: Date | null
+  ranges: RangeProgress[]
 }
+
+export type RangeProgress = { range: number; rows: bigint; failed: bigint; chunks: bigint; last: boolean }
 
 /** How far a job is, and how fast it was in the minute before its newest chunk. */
 export async function readBatchProgress(sql: Sql, jobId: string): Promise<BatchProgress> {
@@ -107,5 +110,22 @@ export async function readBatchProgress(sql: Sql, jobId: string): Promise<BatchP
     chunks: BigInt(row.chunks),
     rowsPerSecond: recent === null || seconds === null || seconds === 0 ? null : Number(recent) / seconds,
     lastChunkAt: row.lastChunkAt,
+    ranges: await readRangeProgress(sql, jobId),
   }
+}
+
+async function readRangeProgress(sql: Sql, jobId: string): Promise<RangeProgress[]> {
+  const rows = await sql<{ range: number; rows: string; failed: string; chunks: string; last: boolean }[]>`
+    select r.range, coalesce(sum(p.rows - p.failed), 0) as rows, coalesce(sum(p.failed), 0) as failed,
+      count(p.n) as chunks, coalesce(bool_or(p.last), false) as last
+    from holdfast.batch_ranges r
+    left join holdfast.batch_positions p on p.job_id = r.job_id and p.range = r.range
+    where r.job_id = ${jobId} group by r.range order by r.range`
+  return rows.map(({ range, rows: done, failed, chunks, last }) => ({
+    range,
+    rows: BigInt(done),
+    failed: BigInt(failed),
+    chunks: BigInt(chunks),
+    last,
+  }))
 }

@@ -89,7 +89,7 @@ class OtherRowError extends Error {}
 
 /** From the database where the source is. */
 export function readSource(
-  { source }: BatchWork,
+  { source }: Pick<BatchWork, 'source'>,
   txs: BatchTxs,
   cursor: Json,
   limit: number,

@@ -12,6 +12,7 @@ import { beginDistributed } from './begin.ts'
 import type { JobContext } from './context.ts'
 import { commitDistributed, rollbackDistributed } from './coordinator.ts'
 import type { Source } from './source.ts'
+import type { WorkByParticipant } from './stage-work.ts'
 
 /**
  * The staged transactions of a batch job: chunks, hooks, rows that are tried again.
@@ -33,12 +34,12 @@ export type BatchWork = {
 export type BatchTxs = Readonly<Record<'primary', Tx>> & Readonly<Record<string, Tx>>
 
 /** Sends a query of the step on `primary` without waiting for it; when it fails, the step does. */
-export type Send = (query: PromiseLike<unknown>) => void
+type Send = (query: PromiseLike<unknown>) => void
 
 type Stage<T> = (txs: BatchTxs, send: Send, attempt: string) => Promise<T>
 
 /** The databases that a job's steps take part in; `primary` has its position. */
-export function participantsOf({ definition, source }: BatchWork): string[] {
+export function participantsOf({ definition, source }: Pick<BatchWork, 'definition' | 'source'>): string[] {
   return [...new Set(['primary', ...(definition.participants ?? []), source.database ?? 'primary'])]
 }
 
@@ -66,39 +67,50 @@ async function stageOnSeveral<T>(
   participants: readonly string[],
   stage: Stage<T>,
 ): Promise<T> {
-  let result: { value: T } | undefined
-  const open: Record<string, Tx> = {}
-  const opened = deferred<void>()
-  const staged = deferred<void>()
-  // Whoever waits for it hears of its end from the work of `primary`.
-  staged.promise.catch(() => undefined)
-  const work = (participant: string) => async (tx: Tx) => {
-    open[participant] = tx
-    if (Object.keys(open).length === participants.length) opened.resolve()
-    if (participant !== 'primary') return staged.promise
-    try {
-      await opened.promise
-      const sent: PromiseLike<unknown>[] = []
-      const txs = open as BatchTxs
-      result = { value: await stage(txs, (query) => sent.push(query), newAttempt(ctx.lease.id)) }
-      await Promise.all(sent)
-      staged.resolve()
-    } catch (error) {
-      staged.reject(error as Error)
-      throw error
-    }
-  }
-  await beginDistributed(
-    ctx,
-    name,
-    Object.fromEntries(participants.map((participant) => [participant, work(participant)])),
-    { metadata: { batch: definition.name } },
-  )
+  const { work, result } = together(participants, async (txs) => {
+    const sent: PromiseLike<unknown>[] = []
+    const value = await stage(txs, (query) => sent.push(query), newAttempt(ctx.lease.id))
+    await Promise.all(sent)
+    return value
+  })
+  await beginDistributed(ctx, name, work, { metadata: { batch: definition.name } })
   const { state } = await commitDistributed(ctx, name)
   if (state !== 'committed')
     throw new UnknownOutcomeError(`${name} is decided, and not committed on all databases yet`)
-  if (!result) throw new Error(`${name} was committed without its work`)
-  return result.value
+  return result()
+}
+
+/** One piece of work over the transactions of several databases, as the work of each of them. */
+export function together<T>(
+  participants: readonly string[],
+  act: (txs: BatchTxs) => Promise<T>,
+): { work: WorkByParticipant; result: () => T } {
+  let result: { value: T } | undefined
+  const txs: Record<string, Tx> = {}
+  const opened = deferred<void>()
+  const done = deferred<void>()
+  // The others hear of its end; who awaits none of them hears it from `primary`.
+  done.promise.catch(() => undefined)
+  const workOf = (participant: string) => async (tx: Tx) => {
+    txs[participant] = tx
+    if (Object.keys(txs).length === participants.length) opened.resolve()
+    if (participant !== 'primary') return done.promise
+    try {
+      await opened.promise
+      result = { value: await act(txs as BatchTxs) }
+      done.resolve()
+    } catch (error) {
+      done.reject(error as Error)
+      throw error
+    }
+  }
+  return {
+    work: Object.fromEntries(participants.map((participant) => [participant, workOf(participant)])),
+    result() {
+      if (!result) throw new Error('the work has not ended')
+      return result.value
+    },
+  }
 }
 
 /** Brings what is in doubt of the steps whose names start so to its end; returns the names of those that committed. */
@@ -132,7 +144,7 @@ export async function isCommitted(work: BatchWork, name: string): Promise<boolea
 }
 
 export function hookContext(
-  { ctx, job, params, signal }: BatchWork,
+  { ctx, job, params, signal }: Omit<BatchWork, 'job'> & { job: { id: string } },
   txs: BatchTxs,
   step: string,
 ): HookContext<unknown> {

@@ -45,7 +45,7 @@ export async function ensureBatchCompleted(
 }
 
 /** As JSON carries them, and valid. Stored raw: each run parses them again. */
-async function rawParams(definition: BatchDefinition, params: unknown): Promise<Json> {
+export async function rawParams(definition: BatchDefinition, params: unknown): Promise<Json> {
   const raw = JSON.parse(encodeJson(params ?? {}, `params of ${definition.name}`)) as Json
   await parseParams(definition, raw)
   return raw

@@ -51,7 +51,7 @@ import { retryFailedRows } from './retry-failed-rows.ts'
  *    of the first.
  * 8. A run ends while another one still works on a range: it looks into the table before it completes the job.
  */
-export type { BatchOutcome, BatchTiming } from './batch-range.ts'
+export type { BatchOutcome } from './batch-range.ts'
 
 export type RunBatchOptions = Partial<BatchTiming> & {
   /** called when chunks were committed, at most once a second, and at the end */

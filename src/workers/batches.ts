@@ -8,6 +8,7 @@ import {
   listBatchJobs,
 } from '../db/batch-jobs.ts'
 import { type BatchProgress, readBatchProgress } from '../db/batch-positions.ts'
+import { type BatchRunRecord, listBatchRuns } from '../db/batch-runs.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import {
   cancelBatch,
@@ -17,6 +18,7 @@ import {
   retryBatchFailures,
 } from '../jobs/batch-control.ts'
 import type { BatchDefinition } from '../jobs/batch-definition.ts'
+import { type DryRun, type DryRunOptions, dryRunBatch } from '../jobs/dry-run-batch.ts'
 import {
   type EnqueuedBatch,
   enqueueBatchJob,
@@ -42,6 +44,14 @@ export class Batches {
     return enqueued
   }
 
+  async dryRun(
+    batch: string | { readonly name: string },
+    params?: unknown,
+    options?: DryRunOptions,
+  ): Promise<DryRun> {
+    return dryRunBatch(this.#ctx, this.#definition(batch), params, options)
+  }
+
   get(jobId: string): Promise<BatchJob | undefined> {
     return findBatchJob(this.#ctx.databases.primary.sql, jobId)
   }
@@ -56,6 +66,10 @@ export class Batches {
 
   failures(jobId: string, limit?: number): Promise<BatchFailure[]> {
     return listFailures(this.#ctx.databases.primary.sql, jobId, limit)
+  }
+
+  runs(jobId: string, limit?: number): Promise<BatchRunRecord[]> {
+    return listBatchRuns(this.#ctx.databases.primary.sql, jobId, limit)
   }
 
   wait(job: string | { jobId: string }, options?: WaitOptions): Promise<BatchJob> {

@@ -2,6 +2,7 @@ import type { StandardSchemaV1 } from '@standard-schema/spec'
 import type { BatchFailure } from '../db/batch-failures.ts'
 import type { BatchFilter, BatchJob, BatchStatus } from '../db/batch-jobs.ts'
 import type { BatchProgress } from '../db/batch-positions.ts'
+import type { BatchRunRecord } from '../db/batch-runs.ts'
 import {
   type DistributedTransaction,
   type ListFilter,
@@ -14,6 +15,7 @@ import type { Force } from '../jobs/batch-control.ts'
 import { type Begun, beginDistributed } from '../jobs/begin.ts'
 import type { BeginOptions } from '../jobs/begin-options.ts'
 import { commitDistributed, rollbackDistributed } from '../jobs/coordinator.ts'
+import type { DryRun, DryRunOptions } from '../jobs/dry-run-batch.ts'
 import type { EnqueuedBatch, WaitOptions } from '../jobs/enqueue-batch.ts'
 import type { Progress } from '../jobs/finish.ts'
 import { type Outcome, outcome } from '../jobs/outcome.ts'
@@ -105,11 +107,22 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
       batch: { readonly name: string; readonly params?: StandardSchemaV1<unknown, P> } | BatchName<C>,
       params?: P,
     ): Promise<EnqueuedBatch>
+    /**
+     * Stages the first chunks (three unless `chunks` says otherwise), prepares them, and rolls them back: how many rows, how
+     * long they take, and what fails. Runs in this process.
+     */
+    dryRun<P>(
+      batch: { readonly name: string; readonly params?: StandardSchemaV1<unknown, P> } | BatchName<C>,
+      params?: P,
+      options?: DryRunOptions,
+    ): Promise<DryRun>
     get(jobId: string): Promise<BatchJob | undefined>
     /** The newest first; a hundred unless `limit` says otherwise. */
     list(filter?: BatchFilter): Promise<BatchJob[]>
     /** How far it is, and how fast. */
     progress(jobId: string): Promise<BatchProgress>
+    /** Each time that a worker had it, the newest first. */
+    runs(jobId: string, limit?: number): Promise<BatchRunRecord[]>
     /** The rows that it could not process, the oldest first. */
     failures(jobId: string, limit?: number): Promise<BatchFailure[]>
     /**

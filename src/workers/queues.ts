@@ -37,6 +37,8 @@ export type QueuedJob = { name: string; id: string; data: Record<string, string>
 export type Processor = (
   job: { name: string; data: Record<string, string> },
   signal: AbortSignal,
+  /** for whoever looks at the queue; what counts is in the tables */
+  showProgress: (progress: object) => void,
 ) => Promise<void>
 
 /** The schema of BullMQ's PostgreSQL backend. */
@@ -89,7 +91,7 @@ export class Queues {
 
   /** Starts to work on a queue. The signal aborts when the job's lock is lost or the worker stops. */
   async work(queue: QueueName, concurrency: number, process: Processor): Promise<void> {
-    const { lockMs, redis } = this.#settings
+    const { lockMs, redis, log } = this.#settings
     const options = {
       concurrency,
       lockDuration: lockMs,
@@ -103,6 +105,11 @@ export class Queues {
       await process(
         { name: job.name, data: job.data as Record<string, string> },
         signal ?? new AbortController().signal,
+        (progress) => {
+          job
+            .updateProgress(progress)
+            .catch((err: unknown) => log.debug({ err, queue }, 'progress not shown'))
+        },
       )
     }
     const worker: AnyWorker =

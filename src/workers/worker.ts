@@ -5,7 +5,7 @@ import { cleanStaleTransactions, cleanUpJob } from '../jobs/clean-stale-transact
 import { compensate, dueCompensations } from '../jobs/compensate.ts'
 import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
-import { runBatch } from '../jobs/run-batch.ts'
+import { type RunProgress, runBatch } from '../jobs/run-batch.ts'
 import type { Context } from './context.ts'
 import { Loop } from './loop.ts'
 import { OutboxService } from './outbox-service.ts'
@@ -36,7 +36,9 @@ export class WorkerService {
     await this.#outbox.start()
     await this.#recover()
     await queues.work('outbox', this.#outbox.concurrency, ({ data }, signal) => this.#publish(data, signal))
-    await queues.work('batch', 2, ({ data }, signal) => this.#runBatch(data, signal))
+    await queues.work('batch', 2, ({ data }, signal, showProgress) =>
+      this.#runBatch(data, signal, showProgress),
+    )
     await queues.work('cleanup', 1, async (_job, signal) => {
       await cleanStaleTransactions(this.#ctx, config.retention, this.#either(signal))
     })
@@ -123,10 +125,14 @@ export class WorkerService {
     )
   }
 
-  async #runBatch(data: Record<string, string>, signal: AbortSignal): Promise<void> {
+  async #runBatch(
+    data: Record<string, string>,
+    signal: AbortSignal,
+    onProgress: (progress: RunProgress) => void,
+  ): Promise<void> {
     const { jobId = '' } = data
     await this.#once(`batch ${jobId}`, async () => {
-      await runBatch(this.#ctx, this.#ctx.config.batches, jobId, this.#either(signal))
+      await runBatch(this.#ctx, this.#ctx.config.batches, jobId, this.#either(signal), { onProgress })
     })
   }
 

@@ -182,7 +182,7 @@ describe('a batch with parallel ranges', () => {
   })
 
   it('is refused for a source that cannot be cut', () => {
-    const { split: _split, ...whole } = source
+    const whole = { read: source.read.bind(source) }
     expect(() => defineBatch({ ...definition, source: whole })).toThrow(InvalidConfigError)
   })
 })

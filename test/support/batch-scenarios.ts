@@ -26,7 +26,7 @@ export function unevenly(source: Source<{ id: number }>, first: readonly number[
   }
 }
 
-export const rangesBatch = defineBatch({
+const rangesBatch = defineBatch({
   name: 'copy-ranges',
   // Nearly all is in the last range, which has to be split for the others to have work.
   source: unevenly(keyset<{ id: number }>({ table: 'source', key: ['id'] }), [2, 4]),
@@ -57,8 +57,8 @@ const twoDatabases = defineBatch({
   },
 })
 
-export const chunkRanges = scenarioOf(rangesBatch as unknown as BatchDefinition)
-export const chunkTwoDatabases = scenarioOf(twoDatabases as unknown as BatchDefinition)
+export const chunkRanges = scenarioOf(rangesBatch)
+export const chunkTwoDatabases = scenarioOf(twoDatabases)
 
 function scenarioOf(batch: BatchDefinition): Scenario {
   const definitions = new Map([[batch.name, batch]])
