@@ -33,7 +33,12 @@ const hourly = fc
       return found
     },
   }))
-const instant = fc.integer({ min: start, max: start + 30 * 24 * hourMs })
+const anyInstant = fc.integer({ min: start, max: start + 30 * 24 * hourMs })
+/** Often a due time itself. */
+const instant = fc.oneof(
+  anyInstant,
+  anyInstant.map((at) => at - (at % minuteMs)),
+)
 
 /** The due times of looks at these times, one after the other. */
 function lookAt(
