@@ -35,7 +35,7 @@ async function arrange(settings: Settings = {}): Promise<JobContext> {
   return ctx
 }
 
-function look(ctx: JobContext, now: Date, batch: BatchDefinition = copy as BatchDefinition) {
+function look(ctx: JobContext, now: Date, batch: BatchDefinition = copy) {
   return runSchedules(ctx, new Map([[batch.name, batch]]), [name], { now: async () => now })
 }
 
@@ -125,7 +125,7 @@ describe('what is due', () => {
     expect(await alerts(at(3))).toEqual([['overdue', name]])
     expect(raise.mock.calls[0]?.[0].message).toContain('2026-05-01T00:01:00.000Z, 2 minutes ago')
     raise.mockClear()
-    await look(ctx, at(3), { ...copy, name: 'unknown' } as BatchDefinition)
+    await look(ctx, at(3), { ...copy, name: 'unknown' })
     // Its parameters do not fit, so it waits for them as well.
     expect(await dueTimes(ctx)).toEqual([])
     await look(ctx, at(3), defineBatch({ name: 'unknown', source: copy.source, async process() {} }))

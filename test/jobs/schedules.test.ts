@@ -24,7 +24,7 @@ const hourly = fc
   })
   .map(({ minutes, hours }) => ({
     timetable: { cron: `${minutes.join(',')} ${hours.join(',')} * * *`, tz: 'UTC' },
-    between(after: number, until: number): number[] {
+    between: (after: number, until: number): number[] => {
       const found: number[] = []
       for (let at = Math.ceil((after + 1) / minuteMs) * minuteMs; at <= until; at += minuteMs) {
         const date = new Date(at)
