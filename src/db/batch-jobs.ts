@@ -34,7 +34,8 @@ export type BatchJob = {
 }
 
 const columns = `id, batch, params, status, error, hold, rows_expected as "rowsExpected", rows_exact as "rowsExact",
-  correlation_id as "correlationId", schedule, scheduled_for as "scheduledFor", created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt"`
+  correlation_id as "correlationId", schedule, scheduled_for as "scheduledFor", created_at as "createdAt",
+  started_at as "startedAt", finished_at as "finishedAt"`
 
 type Row = Omit<BatchJob, 'rowsExpected'> & { rowsExpected: string | null }
 

@@ -21,7 +21,7 @@ import { nextDue, type Plan, planRuns } from './schedules.ts'
  * The races, and what closes them:
  * 1. Two look at once. The job is recorded in the transaction that moves the schedule from the revision that was read;
  *    whoever comes second moves nothing, and records nothing.
- * 2. A crash between the two. They are one transaction; what the queue was not told of, the workers' assertion tells it.
+ * 2. A crash between the two. They are one transaction; of what the queue was not told the workers' assertion tells it.
  * 3. Clocks that differ. What time it is, PostgreSQL says; the clocks of workers and of Redis only say when to ask.
  * 4. The schedule is declared anew meanwhile. That raises its revision as well.
  */

@@ -117,9 +117,15 @@ function nextFrom({ cron, tz }: Timetable, after: Date): Date {
   throw new Error(`no time of ${cron} is found after ${after.toISOString()}`, { cause: failure })
 }
 
+/** By time zone; one takes longer to make than to use. */
+const formats = new Map<string, Intl.DateTimeFormat>()
+
 /** As text, which is compared alone. */
 function offsetOf(timeZone: string, at: Date): string {
-  const parts = new Intl.DateTimeFormat('en-US', { timeZone, timeZoneName: 'longOffset' }).formatToParts(at)
+  const format =
+    formats.get(timeZone) ?? new Intl.DateTimeFormat('en-US', { timeZone, timeZoneName: 'longOffset' })
+  formats.set(timeZone, format)
+  const parts = format.formatToParts(at)
   return parts.find(({ type }) => type === 'timeZoneName')?.value ?? ''
 }
 

@@ -94,8 +94,8 @@ export class Queues {
   }
 
   /**
-   * Asserts a schedule by a cron expression; returns whether it was not there, was another, or stood still. What is there
-   * stays untouched: BullMQ would take a job that waits already out of the queue, and count from now.
+   * Asserts a schedule by a cron expression; returns whether it was not there, was another, or stood still. What is
+   * there stays untouched: BullMQ would take a job that waits already out of the queue, and count from now.
    */
   async scheduleCron(
     queue: QueueName,
