@@ -28,6 +28,8 @@ export { type KeysetOptions, keyset } from './jobs/keyset.ts'
 export type { CompensationContext, Operation } from './jobs/operations.ts'
 export type { Evidence, Outcome, ParticipantEvidence } from './jobs/outcome.ts'
 export type { EffectsContext, RunResult, RunSpec } from './jobs/run-distributed.ts'
+export type { Schedule } from './jobs/schedule-definition.ts'
+export type { MissedPolicy } from './jobs/schedules.ts'
 export { type Delivery, defineSink, type SinkSpec } from './jobs/sinks/define-sink.ts'
 export type {
   OpenSink,
@@ -48,3 +50,4 @@ export type { ChangedChunk, Verification } from './jobs/verify-batch.ts'
 export type { VoteOptions, VoteResult } from './jobs/vote.ts'
 export { defineConfig, type HoldfastConfig, type Timing } from './workers/config.ts'
 export { createHoldfast, type Holdfast } from './workers/holdfast.ts'
+export type { ScheduleView } from './workers/schedules.ts'

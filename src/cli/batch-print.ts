@@ -43,6 +43,9 @@ export function describeJob(
   const parts = [
     describeJobs([job], now),
     `chunks: ${count(job.chunks)}; parameters: ${JSON.stringify(job.params)}\n`,
+    job.schedule === null || job.scheduledFor === null
+      ? ''
+      : `made by the schedule ${job.schedule} for ${job.scheduledFor.toISOString()}\n`,
     job.error === null ? '' : `error: ${job.error}\n`,
     job.hold === null ? '' : `holds: ${job.hold}\n`,
     section(

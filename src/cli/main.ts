@@ -7,6 +7,7 @@ import { cleanupCommand } from './cleanup.ts'
 import { demoCommand } from './demo.ts'
 import { migrateCommand } from './migrate.ts'
 import { outboxCommand } from './outbox.ts'
+import { scheduleCommand } from './schedule.ts'
 import { txCommand } from './tx.ts'
 import { workerCommand } from './worker.ts'
 
@@ -28,6 +29,7 @@ const program = new Command('holdfast')
   .addCommand(demoCommand())
   .addCommand(migrateCommand())
   .addCommand(outboxCommand())
+  .addCommand(scheduleCommand())
   .addCommand(txCommand())
   .addCommand(workerCommand())
 

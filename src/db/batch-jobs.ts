@@ -25,13 +25,17 @@ export type BatchJob = {
   /** false: estimated from the statistics of the table */
   rowsExact: boolean | null
   correlationId: string
+  /** the schedule that it was made by, and the due time that it was made for; null: somebody enqueued it */
+  schedule: string | null
+  scheduledFor: Date | null
   createdAt: Date
   startedAt: Date | null
   finishedAt: Date | null
 }
 
 const columns = `id, batch, params, status, error, hold, rows_expected as "rowsExpected", rows_exact as "rowsExact",
-  correlation_id as "correlationId", created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt"`
+  correlation_id as "correlationId", schedule, scheduled_for as "scheduledFor", created_at as "createdAt",
+  started_at as "startedAt", finished_at as "finishedAt"`
 
 type Row = Omit<BatchJob, 'rowsExpected'> & { rowsExpected: string | null }
 
@@ -39,20 +43,31 @@ function toJob(row: Row): BatchJob {
   return { ...row, rowsExpected: row.rowsExpected === null ? null : BigInt(row.rowsExpected) }
 }
 
+/** The due time of a schedule that a job is made for. */
+export type ScheduledTime = { schedule: string; dueAt: Date }
+
 /**
  * Records a job. With `unique` not while another one of this batch with these parameters is open, that is, neither
  * completed nor cancelled: then that one's id is returned.
  */
 export async function insertBatchJob(
   sql: Sql,
-  job: { id: string; batch: string; params: Json; unique: boolean; correlationId: string },
+  job: {
+    id: string
+    batch: string
+    params: Json
+    unique: boolean
+    correlationId: string
+    scheduled?: ScheduledTime
+  },
 ): Promise<{ id: string; existed: boolean }> {
   // The text of jsonb does not depend on the order in which the keys were given.
   const key = job.unique ? sql`md5(${sql.json(job.params)}::jsonb::text)` : sql`null`
   for (;;) {
     const [inserted] = await sql`
-      insert into holdfast.batch_jobs (id, batch, params, unique_key, correlation_id)
-      values (${job.id}, ${job.batch}, ${sql.json(job.params)}, ${key}, ${job.correlationId})
+      insert into holdfast.batch_jobs (id, batch, params, unique_key, correlation_id, schedule, scheduled_for)
+      values (${job.id}, ${job.batch}, ${sql.json(job.params)}, ${key}, ${job.correlationId},
+        ${job.scheduled?.schedule ?? null}, ${job.scheduled?.dueAt ?? null})
       on conflict (batch, unique_key) where unique_key is not null and status not in ('completed', 'cancelled')
       do nothing returning id`
     if (inserted) return { id: job.id, existed: false }

@@ -59,6 +59,7 @@ begin
       ('transaction_votes', 'insert, delete, update (vote, reason, actor, voted_at)', null),
       ('workers', 'insert, update, delete', null),
       ('job_runs', 'insert, delete', null),
+      ('schedules', 'insert, update, delete', null),
       -- A new timeline is an operator's to confirm; the first look only records.
       ('timelines', 'insert', 'insert, update'),
       -- Appended to; retention truncates the partitions, one by one.

@@ -78,7 +78,8 @@ function throttleProblems(name: string, limits: ThrottleLimits): string[] {
   }
 }
 
-const namePattern = /^[a-z][a-z0-9-]{0,59}$/
+/** Of batches, and of schedules, which are named after them. */
+export const definitionName = /^[a-z][a-z0-9-]{0,59}$/
 
 /** Defines a batch job. Throws InvalidConfigError that lists everything wrong with it. */
 export function defineBatch<
@@ -91,7 +92,7 @@ export function defineBatch<
 ): BatchDefinition<Params, Row, Database> & { readonly name: Name } {
   const { name, chunkSize = 1000, throttle } = definition
   const problems: string[] = []
-  if (!namePattern.test(name)) {
+  if (!definitionName.test(name)) {
     problems.push(`batch ${JSON.stringify(name)}: a name has lower-case letters, digits and -, at most 60`)
   }
   const { min, max, targetMs } =

@@ -1,5 +1,12 @@
 import { v7 as uuidv7 } from 'uuid'
-import { type BatchJob, findBatchJob, findByParams, insertBatchJob } from '../db/batch-jobs.ts'
+import {
+  type BatchJob,
+  findBatchJob,
+  findByParams,
+  insertBatchJob,
+  type ScheduledTime,
+} from '../db/batch-jobs.ts'
+import type { Sql } from '../db/databases.ts'
 import { BatchNotCompletedError, InvalidConfigError } from '../db/errors.ts'
 import { encodeJson, type Json } from '../db/json.ts'
 import type { BatchDefinition } from './batch-definition.ts'
@@ -17,12 +24,24 @@ export async function enqueueBatchJob(
   correlationId: string,
 ): Promise<EnqueuedBatch> {
   const raw = await rawParams(definition, params)
-  const { id, existed } = await insertBatchJob(ctx.databases.primary.sql, {
+  return recordBatchJob(ctx.databases.primary.sql, definition, raw, correlationId)
+}
+
+/** Records a job whose parameters were parsed; in a transaction, where `sql` is of one. */
+export async function recordBatchJob(
+  sql: Sql,
+  definition: BatchDefinition,
+  params: Json,
+  correlationId: string,
+  scheduled?: ScheduledTime,
+): Promise<EnqueuedBatch> {
+  const { id, existed } = await insertBatchJob(sql, {
     id: `${definition.name}-${uuidv7()}`,
     batch: definition.name,
-    params: raw,
+    params,
     unique: definition.unique === 'params',
     correlationId,
+    ...(scheduled ? { scheduled } : {}),
   })
   return { jobId: id, existed }
 }

@@ -9,9 +9,14 @@ export async function parseBySchema<T>(
 ): Promise<T> {
   const result = await schema['~standard'].validate(value)
   if (!result.issues) return result.value
-  const issues = result.issues.map(({ path, message }) => {
-    const place = (path ?? []).map((p) => String(typeof p === 'object' ? p.key : p)).join('.')
-    return place === '' ? message : `${place}: ${message}`
-  })
-  throw new InvalidPayloadError(`${what}: ${issues.join('; ')}`)
+  throw new InvalidPayloadError(`${what}: ${describeIssues(result.issues)}`)
+}
+
+export function describeIssues(issues: readonly StandardSchemaV1.Issue[]): string {
+  return issues
+    .map(({ path, message }) => {
+      const place = (path ?? []).map((p) => String(typeof p === 'object' ? p.key : p)).join('.')
+      return place === '' ? message : `${place}: ${message}`
+    })
+    .join('; ')
 }

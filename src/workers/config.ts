@@ -6,6 +6,8 @@ import { checkParticipantName } from '../db/transaction-name.ts'
 import type { AlertSettings } from '../jobs/alerts.ts'
 import type { BatchDefinition } from '../jobs/batch-definition.ts'
 import type { Operation } from '../jobs/operations.ts'
+import { resolveSchedules, type Schedule, type ScheduleDefinition } from '../jobs/schedule-definition.ts'
+import { missedPolicies } from '../jobs/schedules.ts'
 import type { Sink } from '../jobs/sinks/sink.ts'
 
 /** What `holdfast.config.ts` exports and createHoldfast takes. */
@@ -20,6 +22,8 @@ export type HoldfastConfig = {
   /** a human's name for this installation */
   readonly namespace?: string
   readonly batches?: readonly BatchDefinition[]
+  /** what is enqueued again and again, by cron expressions */
+  readonly schedules?: readonly Schedule[]
   readonly sinks?: Readonly<Record<string, Sink>>
   /** which events go to which sinks; `*` stands for one segment, `**` for the rest. Without routes: all to all */
   readonly routes?: readonly { readonly type: string; readonly to: readonly string[] }[]
@@ -59,6 +63,7 @@ export type ResolvedConfig = {
   redis: string | undefined
   namespace: string | undefined
   batches: ReadonlyMap<string, BatchDefinition>
+  schedules: ReadonlyMap<string, ScheduleDefinition>
   sinks: ReadonlyMap<string, Sink>
   routes: readonly { readonly type: string; readonly to: readonly string[] }[] | undefined
   operations: ReadonlyMap<string, Operation>
@@ -90,6 +95,15 @@ const definition = z.custom<BatchDefinition>(
   'is not a batch definition; make it with defineBatch',
 )
 
+const schedule = z.strictObject({
+  batch: z.union([z.string(), z.looseObject({ name: z.string() })], 'is not a batch definition or its name'),
+  params: z.unknown().optional(),
+  cron: z.string(),
+  tz: z.string().optional(),
+  missed: z.enum(missedPolicies).optional(),
+  name: z.string().optional(),
+})
+
 const sink = z.custom<Sink>(
   (value) =>
     typeof value === 'object' && value !== null && 'open' in value && typeof value.open === 'function',
@@ -112,6 +126,7 @@ const shape = z.strictObject({
     .regex(/^[a-z0-9][a-z0-9-]{0,30}$/)
     .optional(),
   batches: z.array(definition).default([]),
+  schedules: z.array(schedule).default([]),
   sinks: z.record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/), sink).default({}),
   routes: z.array(z.strictObject({ type: z.string().min(1), to: z.array(z.string()) })).optional(),
   operations: z.record(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/), operation).default({}),
@@ -150,6 +165,7 @@ export function resolveConfig(
     redis,
     namespace,
     batches,
+    schedules,
     sinks,
     routes,
     operations,
@@ -175,12 +191,14 @@ export function resolveConfig(
     if (batches.findIndex((other) => other.name === batch.name) < i)
       problems.push(`batches: two are named ${batch.name}`)
   }
+  const resolvedSchedules = resolveSchedules(schedules, batches, problems)
   if (problems.length > 0) throw new InvalidConfigError(problems)
   return {
     databases: urls,
     redis: redisUrl,
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
     batches: new Map(batches.map((batch) => [batch.name, batch])),
+    schedules: resolvedSchedules,
     sinks: new Map(Object.entries(sinks)),
     routes,
     operations: new Map(

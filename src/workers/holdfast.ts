@@ -27,6 +27,7 @@ import { Batches } from './batches.ts'
 import { type HoldfastConfig, resolveConfig } from './config.ts'
 import { type Context, createContext } from './context.ts'
 import { createLog } from './log.ts'
+import { Schedules, type ScheduleView } from './schedules.ts'
 import { WorkerService } from './worker.ts'
 
 type DatabaseName<C> = C extends { databases: infer D } ? (keyof D & string) | 'primary' : string
@@ -146,6 +147,10 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
     /** Waits until a job (its id, or what enqueue returned) has ended, or the signal aborts; returns it as it is then. */
     wait(job: string | { jobId: string }, options?: WaitOptions): Promise<BatchJob>
   }
+  readonly schedules: {
+    /** Each schedule with what it enqueued last and when it is due next, in the order of their names. */
+    list(): Promise<ScheduleView[]>
+  }
   /** Runs the workers in this process as well. */
   start(): Promise<void>
   /** Stops the workers within the drain deadline and closes every connection. Idempotent. */
@@ -215,6 +220,10 @@ class Instance implements Holdfast {
 
   get batches(): Batches {
     return this.#batches
+  }
+
+  get schedules(): Schedules {
+    return new Schedules(this.#ctx)
   }
 
   async start(): Promise<void> {

@@ -16,7 +16,7 @@ import { within } from '../db/within.ts'
  * hold nothing that is not in our tables as well: jobs are removed when they end, and what is unfinished in a table
  * is added again under the same job id, which is a no-op while it is there.
  */
-const queueNames = ['outbox', 'cleanup', 'batch', 'jobs'] as const
+const queueNames = ['outbox', 'cleanup', 'batch', 'jobs', 'schedules'] as const
 export type QueueName = (typeof queueNames)[number]
 
 export type QueueSettings = {
@@ -31,6 +31,9 @@ export type QueueSettings = {
 
 /** How long the queues may take to answer; the tables know what was to be queued. */
 const answerMs = 5_000
+
+/** How long the next job of a schedule may be due before the schedule counts as one that stopped. */
+const standstillMs = 10_000
 
 export type QueuedJob = { name: string; id: string; data: Record<string, string> }
 
@@ -56,7 +59,10 @@ export async function migrateQueues(postgres: string): Promise<void> {
 }
 
 // The two backends give Queue and Worker different types; this is what both have and we use.
-type AnyQueue = Pick<Queue, 'add' | 'close' | 'upsertJobScheduler' | 'obliterate'>
+type AnyQueue = Pick<
+  Queue,
+  'add' | 'close' | 'upsertJobScheduler' | 'getJobScheduler' | 'removeJobScheduler' | 'obliterate'
+>
 type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs'> & { waitUntilReady(): Promise<unknown> }
 
 export class Queues {
@@ -87,6 +93,41 @@ export class Queues {
       { name: job.name, data: job.data, opts },
     )
     await within(answerMs, `scheduling in the queue ${queue}`, scheduled)
+  }
+
+  /**
+   * Asserts a schedule by a cron expression; returns whether it was not there, was another, or stood still. What is
+   * there stays untouched: BullMQ would take a job that waits already out of the queue, and count from now.
+   */
+  async scheduleCron(
+    queue: QueueName,
+    job: QueuedJob,
+    { cron, tz }: { cron: string; tz: string },
+  ): Promise<boolean> {
+    const here = this.#queue(queue)
+    const known = await within(
+      answerMs,
+      `reading the schedules of the queue ${queue}`,
+      here.getJobScheduler(job.id),
+    )
+    const same = known?.pattern === cron && known.tz === tz
+    if (same && known.next !== undefined && known.next > Date.now() - standstillMs) return false
+    const opts = { removeOnComplete: true, removeOnFail: true }
+    const scheduled = here.upsertJobScheduler(
+      job.id,
+      { pattern: cron, tz },
+      { name: job.name, data: job.data, opts },
+    )
+    await within(answerMs, `scheduling in the queue ${queue}`, scheduled)
+    return true
+  }
+
+  async unschedule(queue: QueueName, id: string): Promise<void> {
+    await within(
+      answerMs,
+      `removing a schedule from the queue ${queue}`,
+      this.#queue(queue).removeJobScheduler(id),
+    )
   }
 
   /** Starts to work on a queue. The signal aborts when the job's lock is lost or the worker stops. */

@@ -9,6 +9,7 @@ import { type RunProgress, runBatch } from '../jobs/run-batch.ts'
 import type { Context } from './context.ts'
 import { Loop } from './loop.ts'
 import { OutboxService } from './outbox-service.ts'
+import { ScheduleService } from './schedule-service.ts'
 
 const hourMs = 60 * 60 * 1000
 const overdueMs = 2 * hourMs
@@ -20,6 +21,7 @@ const overdueMs = 2 * hourMs
 export class WorkerService {
   readonly #ctx: Context
   readonly #outbox: OutboxService
+  readonly #schedules: ScheduleService
   readonly #running = new Set<string>()
   readonly #loops: Loop[] = []
   readonly #stopping = new AbortController()
@@ -28,12 +30,14 @@ export class WorkerService {
   constructor(ctx: Context) {
     this.#ctx = ctx
     this.#outbox = new OutboxService(ctx)
+    this.#schedules = new ScheduleService(ctx, ({ jobId }) => ctx.queues.add('batch', batchQueueJob(jobId)))
   }
 
   async start(): Promise<void> {
     const { config, queues, log, lease } = this.#ctx
     await lease.hold()
     await this.#outbox.start()
+    await this.#schedules.start()
     await this.#recover()
     await queues.work('outbox', this.#outbox.concurrency, ({ data }, signal) => this.#publish(data, signal))
     await queues.work('batch', 2, ({ data }, signal, showProgress) =>
@@ -43,6 +47,9 @@ export class WorkerService {
       await cleanStaleTransactions(this.#ctx, config.retention, this.#either(signal))
     })
     await queues.work('jobs', 4, ({ data }, signal) => this.#compensate(data, signal))
+    if (this.#schedules.any) {
+      await queues.work('schedules', 4, ({ data }, signal) => this.#tick(data, signal))
+    }
     this.#loops.push(
       new Loop('recovery', config.timing.recoverEveryMs, () => this.#recover(), log),
       new Loop('assert queues', config.timing.assertEveryMs, () => this.#assertQueues(), log),
@@ -80,6 +87,7 @@ export class WorkerService {
   }
 
   async #recover(): Promise<void> {
+    await this.#schedules.round()
     const report = await recover(this.#ctx, { signal: this.#stopping.signal })
     if (report.committed + report.rolledBack + report.failed > 0) this.#ctx.log.info(report, 'recovered')
     await this.#checkOverdue()
@@ -109,6 +117,11 @@ export class WorkerService {
     for (const { attempt } of await dueCompensations(this.#ctx)) {
       await queues.add('jobs', { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
     }
+    await this.#schedules.assertQueue()
+  }
+
+  async #tick(data: Record<string, string>, signal: AbortSignal): Promise<void> {
+    await this.#schedules.tick(data.schedule ?? '', this.#either(signal))
   }
 
   async #compensate(data: Record<string, string>, signal: AbortSignal): Promise<void> {

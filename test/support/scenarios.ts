@@ -20,6 +20,7 @@ import { chunkRanges, chunkTwoDatabases } from './batch-scenarios.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
+import { dueSchedule } from './schedule-scenario.ts'
 
 /**
  * What is killed or cut in the crash tests: `arrange` once, `act` in the process that dies, `finish` in the one that
@@ -48,6 +49,7 @@ export type ScenarioName =
   | 'recovering'
   | 'recovering-decided'
   | 'cleaning-up'
+  | 'schedule'
   | 'page-table'
   | 'page-stream'
   | 'page-parking'
@@ -81,6 +83,9 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
   'recovery.listed': ['recovering', 'recovering-decided', 'cleaning-up'],
   'recovery.decided': ['recovering', 'cleaning-up'],
   'cleanup.recovered': ['cleaning-up'],
+  'schedule.moved': ['schedule'],
+  'schedule.recorded': ['schedule'],
+  'schedule.committed': ['schedule'],
   'epoch.started': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
   'page.staging': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
   'page.prepared': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
@@ -94,6 +99,7 @@ export function databasesOf(which: ScenarioName): Record<string, 'east' | 'west'
   if (which === 'page-table' || which === 'chunk-two-databases') return [{ billing: 'west' }]
   if (which.startsWith('chunk') || which === 'page-stream' || which.startsWith('page-park')) return [{}]
   if (which === 'cleaning-up') return [{ billing: 'west' }]
+  if (which === 'schedule') return [{}]
   return [{}, { billing: 'west' }]
 }
 
@@ -146,6 +152,8 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
       return recoveringDecided
     case 'cleaning-up':
       return cleaningUp
+    case 'schedule':
+      return dueSchedule(copyBatch)
     case 'page-table':
       return page(
         () => table({ database: 'billing' }),

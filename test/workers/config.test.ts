@@ -1,9 +1,18 @@
 import { describe, expect, it } from 'vitest'
+import { z } from 'zod'
 import { InvalidConfigError } from '../../src/db/errors.ts'
+import { defineBatch } from '../../src/jobs/batch-definition.ts'
+import { keyset } from '../../src/jobs/keyset.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { type HoldfastConfig, resolveConfig } from '../../src/workers/config.ts'
 
 const url = 'postgres://localhost/x'
+const nightly = defineBatch({
+  name: 'nightly',
+  params: z.object({ year: z.number() }),
+  source: keyset<{ id: number }>({ table: 'orders', key: ['id'] }),
+  async process() {},
+})
 
 describe('resolveConfig', () => {
   it('takes the config first, then the environment, then the embedded default', () => {
@@ -56,5 +65,73 @@ describe('resolveConfig', () => {
       'defineBatch',
     )
     expect(() => resolveConfig({ timing: { leaseMs: -1 } }, {})).toThrow('leaseMs')
+  })
+
+  it('completes schedules', () => {
+    const config: HoldfastConfig = {
+      batches: [nightly],
+      schedules: [
+        { batch: nightly, params: { year: 2026 }, cron: '0 3 * * *' },
+        {
+          batch: 'nightly',
+          params: { year: 1 },
+          cron: '@daily',
+          tz: 'Europe/Berlin',
+          missed: 'skip',
+          name: 'other',
+        },
+      ],
+    }
+    expect([...resolveConfig(config, {}).schedules.values()]).toEqual([
+      {
+        name: 'nightly',
+        cron: '0 3 * * *',
+        tz: 'UTC',
+        missed: 'run-once',
+        target: { batch: 'nightly', params: { year: 2026 } },
+      },
+      {
+        name: 'other',
+        cron: '@daily',
+        tz: 'Europe/Berlin',
+        missed: 'skip',
+        target: { batch: 'nightly', params: { year: 1 } },
+      },
+    ])
+  })
+
+  it('lists everything that is wrong with schedules, with its place', () => {
+    const wrong = { batch: 'nightly', params: { year: 2026 }, cron: '0 3 * * *' }
+    const schedules = [
+      { ...wrong, name: 'a', cron: '61 * * * *', tz: 'Mars/Base' },
+      { ...wrong, batch: 'nightyl', name: 'b' },
+      { ...wrong, params: { year: 'two' }, name: 'c' },
+      { ...wrong, params: { year: 1n }, name: 'd' },
+      { ...wrong, name: 'Not A Name' },
+      wrong,
+      { ...wrong, cron: '0 4 * * *' },
+    ]
+    const problemsOf = (config: HoldfastConfig): readonly string[] => {
+      try {
+        resolveConfig(config, {})
+        return []
+      } catch (error) {
+        return (error as InvalidConfigError).problems
+      }
+    }
+    expect(problemsOf({ batches: [nightly], schedules, redis: 'localhost' })).toEqual([
+      expect.stringContaining('redis'),
+      expect.stringMatching(/^config\.schedules\.0\.cron: .*61/),
+      expect.stringMatching(/^config\.schedules\.0\.tz: .*Mars/),
+      expect.stringMatching(/^config\.schedules\.1\.batch: .*nightyl.*known: nightly$/),
+      expect.stringMatching(/^config\.schedules\.2\.params: year/),
+      expect.stringMatching(/^config\.schedules\.3\.params: .*bigint/),
+      expect.stringMatching(/^config\.schedules\.4\.name: "Not A Name"/),
+      expect.stringMatching(/^config\.schedules\.6\.name: two schedules are named nightly/),
+    ])
+    const shapeless = [
+      { batch: 1, cron: 5, missed: 'later', evry: 1 },
+    ] as unknown as HoldfastConfig['schedules']
+    expect(problemsOf({ schedules: shapeless ?? [] })).toHaveLength(4)
   })
 })
