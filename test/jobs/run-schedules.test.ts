@@ -14,10 +14,11 @@ const start = Date.parse('2026-05-01T00:00:00Z')
 const at = (minutes: number) => new Date(start + minutes * minuteMs)
 const name = 'every-minute'
 
+const source = keyset<{ id: number }>({ table: 'source', key: ['id'] })
 const copy = defineBatch({
   name: 'copy',
   params: z.object({ year: z.number() }),
-  source: keyset<{ id: number }>({ table: 'source', key: ['id'] }),
+  source,
   async process() {},
 })
 
@@ -128,7 +129,7 @@ describe('what is due', () => {
     await look(ctx, at(3), { ...copy, name: 'unknown' })
     // Its parameters do not fit, so it waits for them as well.
     expect(await dueTimes(ctx)).toEqual([])
-    await look(ctx, at(3), defineBatch({ name: 'unknown', source: copy.source, async process() {} }))
+    await look(ctx, at(3), defineBatch({ name: 'unknown', source, async process() {} }))
     expect(await dueTimes(ctx)).toEqual([1, 2, 3])
     expect(await alerts(at(4.5))).toEqual([])
   })
@@ -206,7 +207,7 @@ describe('a schedule that is declared', () => {
       await declare(ctx, { cron: '30 * * * *' }, at(5))
       return true
     })
-    const meanwhile = defineBatch({ name: 'copy', params, source: copy.source, async process() {} })
+    const meanwhile = defineBatch({ name: 'copy', params, source, async process() {} })
     expect((await look(ctx, at(4), meanwhile as BatchDefinition))[0]?.runs).toEqual([])
     expect(await dueTimes(ctx)).toEqual([])
     await look(ctx, at(30))
