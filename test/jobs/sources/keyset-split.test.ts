@@ -144,6 +144,18 @@ describe('the parts of a large source', () => {
     await expect(small.split!(sql, null, null, 0)).rejects.toThrow('no number of parts')
   })
 
+  it('are cut between different keys alone, where a sample has one often', async () => {
+    // Of 94,001 keys one has 3,000 rows and the last has 3,001.
+    await sql`create table repeated as
+      select case when g between 5000 and 7999 then 5000 else least(g, 97000) end as id from generate_series(1, 100000) g`
+    const source = keyset({ query: 'select distinct id from repeated', key: ['id'] })
+    const { boundaries } = await source.split!(sql, null, ['97000'], 200)
+    const ids = boundaries.map((boundary) => Number((boundary as string[])[0]))
+    expect(ids.length).toBeGreaterThan(150)
+    expect(ids).toEqual([...new Set(ids)].toSorted((a, b) => a - b))
+    expect(ids).not.toContain(97_000)
+  })
+
   it('are none where rows are many and there is no table to take a sample of', async () => {
     const source = keyset({ query: 'select g as id from generate_series(1, 250000) g', key: ['id'] })
     expect(await source.split!(sql, null, null, 4)).toEqual({ rows: 250_000, boundaries: [] })
