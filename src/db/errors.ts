@@ -93,6 +93,11 @@ export class InvalidConfigError extends HoldfastError {
   }
 }
 
+/** Rows of a batch's source do not keep what its key promises: two have the same one, or one has null in it. */
+export class SourceKeyError extends HoldfastError {
+  readonly code = 'HOLDFAST_SOURCE_KEY'
+}
+
 /** A payload, input or staged value that JSON cannot carry. */
 export class InvalidPayloadError extends HoldfastError {
   readonly code = 'HOLDFAST_INVALID_PAYLOAD'

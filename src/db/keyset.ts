@@ -1,71 +1,64 @@
-import { InvalidConfigError } from './errors.ts'
+import { SourceKeyError } from './errors.ts'
+import { divide, type KeyColumn, type KeyValues, orderOf, Parameters, type Range } from './keyset-range.ts'
+import { quoteIdentifier } from './quote.ts'
 import type { Sql, Tx } from './tx.ts'
 
-/** Reading a table in the order of a key. Keys travel as text, so no type loses precision on the way. */
-export type Keyset = { table: readonly string[]; key: readonly string[]; types: readonly string[] }
-
-/** The SQL types of the key columns. Throws InvalidConfigError for a missing table, a missing or nullable column. */
-export async function keyTypes(sql: Sql, table: string, key: readonly string[]): Promise<readonly string[]> {
-  const quoted = quoteTable(table.split('.'))
-  const rows = await sql<{ name: string; type: string; nullable: boolean }[]>`
-    select attname as name, format_type(atttypid, atttypmod) as type, not attnotnull as nullable
-    from pg_catalog.pg_attribute where attrelid = to_regclass(${quoted}) and attnum > 0 and not attisdropped`
-  if (rows.length === 0)
-    throw new InvalidConfigError([`keyset: there is no table ${table} on the primary database`])
-  return key.map((column) => {
-    const row = rows.find((r) => r.name === column)
-    if (!row) throw new InvalidConfigError([`keyset: table ${table} has no column ${column}`])
-    if (row.nullable) {
-      throw new InvalidConfigError([
-        `keyset: column ${table}.${column} may be null, and null has no place in the order`,
-      ])
-    }
-    return row.type
-  })
+/** What is read in the order of a key. */
+export type Keyset = {
+  /** for messages */
+  label: string
+  /** a quoted table, or a query in parentheses with its alias */
+  from: string
+  columns: readonly KeyColumn[]
+  /** no two rows have the same key, and none of its columns is null that must not be; otherwise each read looks */
+  proven: boolean
+  /** columns whose null is an error */
+  notNull: readonly string[]
+  /** one column that is never null: its text is the key's, without JSON around it */
+  plain: boolean
+  /** the relation and its columns that the key comes from as they are, known by number; `own`: it is what is read */
+  origin: { relation: number; columns: readonly number[]; own: boolean } | undefined
 }
 
 /** These go last, so that removing them from the row leaves the row's shape as the database gave it. */
 const keyColumn = '__holdfast_key'
 const hashColumn = '__holdfast_hash'
+const flawColumn = '__holdfast_flaw'
 
-/** After `after` (null: from the beginning), up to and including `until` (null: open). */
-export type Range = { after: readonly string[] | null; until: readonly string[] | null }
+type Read = { [keyColumn]?: string | null; [hashColumn]?: string; [flawColumn]?: 'null' | 'duplicate' | null }
 
+/** At most `limit` rows of a range. Throws SourceKeyError where a row's key is no key; no row is returned then. */
 export async function readBetween(
   tx: Tx,
   keyset: Keyset,
-  { after, until }: Range,
+  range: Range,
   limit: number,
 ): Promise<{
   rows: object[]
-  keys: readonly string[][]
+  keys: readonly KeyValues[]
   digest: bigint
-  cursor: readonly string[] | null
+  cursor: KeyValues | null
   last: boolean
 }> {
-  const { table, key } = keyset
-  const list = key.map(quoteIdentifier).join(', ')
-  const conditions = [
-    ...(after === null ? [] : [beyond(keyset, '>', 1)]),
-    ...(until === null ? [] : [beyond(keyset, '<=', 1 + (after?.length ?? 0))]),
-  ]
-  const rows = await tx.unsafe<{ [keyColumn]?: string; [hashColumn]?: string }[]>(
-    `select *, ${keyText(key)} as ${keyColumn}, ${keyHash(key)} as ${hashColumn}
-     from ${quoteTable(table)} ${conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`}
-     order by ${list} limit ${Math.trunc(limit)}`,
-    [...(after ?? []), ...(until ?? [])],
-  )
-  const texts: string[] = []
+  const parameters = new Parameters()
+  const text = readText(keyset, range, limit, parameters)
+  const rows = await tx.unsafe<Read[]>(text, parameters.values)
+  const texts: (string | null)[] = []
   let digest = 0n
-  for (const row of rows) {
+  const last = rows.length <= limit
+  for (const [i, row] of rows.entries()) {
+    const flaw = row[flawColumn]
+    if (flaw) throw flawed(keyset, flaw)
+    if (i === limit) break
     digest += BigInt(row[hashColumn] ?? 0)
-    texts.push(row[keyColumn] ?? '')
+    texts.push(row[keyColumn] ?? null)
     // The last first: a property that was not added last takes the object's shape away, and all its speed.
+    if (!keyset.proven) delete row[flawColumn]
     delete row[hashColumn]
     delete row[keyColumn]
   }
-  const parse = (text: string) => (key.length === 1 ? [text] : (JSON.parse(text) as string[]))
-  const last = texts.at(-1)
+  if (!last) rows.pop()
+  const parse = (key: string | null) => parseKey(keyset, key)
   return {
     rows,
     // Hardly anybody asks for them.
@@ -73,65 +66,88 @@ export async function readBetween(
       return texts.map(parse)
     },
     digest: BigInt.asIntN(64, digest),
-    cursor: last === undefined ? after : parse(last),
-    last: rows.length < limit,
+    cursor: texts.length === 0 ? range.after : parse(texts.at(-1) ?? null),
+    last,
   }
 }
 
-/** What stands now after `after` (null: from the beginning), up to and including `until`. */
+/** One row more than asked for tells whether there is one, and whether it has the key of the last. */
+function readText(keyset: Keyset, range: Range, limit: number, parameters: Parameters): string {
+  const { columns, notNull, proven } = keyset
+  const key = `${keyText(keyset)} as ${keyColumn}, ${keyHash(keyset)} as ${hashColumn}`
+  if (proven) return orderedText(keyset, range, limit + 1, parameters, `*, ${key}`)
+  const isNull = notNull.map((name) => `${quoteIdentifier(name)} is null`).join(' or ') || 'false'
+  // Equal in the order, which is not equal as text.
+  const isDuplicate = 'rank() over key_order <> row_number() over key_order'
+  return `
+    select *, ${key}, case when ${isNull} then 'null' when ${isDuplicate} then 'duplicate' end as ${flawColumn}
+    from (${orderedText(keyset, range, limit + 1, parameters)}) as source
+    window key_order as (order by ${orderOf(columns)}) order by ${orderOf(columns)}`
+}
+
+/** The first `limit` rows of a range, in their order. */
+export function orderedText(
+  keyset: Keyset,
+  range: Range,
+  limit: number,
+  parameters: Parameters,
+  select = '*',
+): string {
+  const order = orderOf(keyset.columns)
+  const [first = 'false', ...others] = divide(keyset.columns, range, parameters)
+  const read = (condition: string, what: string) =>
+    `select ${what} from ${keyset.from} where ${condition} order by ${order} limit ${Math.trunc(limit)}`
+  if (others.length === 0) return read(first, select)
+  // Each part reads what those before it left to be read, mostly nothing. A limit that is not a constant tells the planner
+  // nothing, hence the other one inside.
+  const parts = [`part_0 as materialized (${read(first, '*')})`]
+  for (const [i, condition] of others.entries()) {
+    const taken = parts.map((_part, n) => `(select count(*) from part_${n})`).join(' - ')
+    parts.push(
+      `part_${i + 1} as materialized (
+        select * from (${read(condition, '*')}) as part limit ${Math.trunc(limit)} - ${taken})`,
+    )
+  }
+  const union = parts.map((_part, n) => `select * from part_${n}`).join(' union all ')
+  return `with ${parts.join(',\n')} select ${select} from (${union}) as parts order by ${order}`
+}
+
+/** How many rows stand in a range now, and the sum of the hashes of their keys. */
 export async function digestBetween(
   sql: Sql,
   keyset: Keyset,
-  after: readonly string[] | null,
-  until: readonly string[],
+  range: Range,
 ): Promise<{ rows: bigint; digest: bigint }> {
-  const { table, key } = keyset
-  const from = after === null ? '' : `and ${beyond(keyset, '>', 1 + until.length)}`
+  const parameters = new Parameters()
+  const parts = divide(keyset.columns, range, parameters).map(
+    (condition) => `select ${keyHash(keyset)} as hash from ${keyset.from} where ${condition}`,
+  )
   const [row] = await sql.unsafe<{ rows: string; digest: string }[]>(
-    `select count(*) as rows, coalesce(sum(${keyHash(key)}), 0) as digest
-     from ${quoteTable(table)} where ${beyond(keyset, '<=', 1)} ${from}`,
-    [...until, ...(after ?? [])],
+    `select count(*) as rows, coalesce(sum(hash), 0) as digest from (${parts.join(' union all ')}) as parts`,
+    parameters.values,
   )
   return { rows: BigInt(row?.rows ?? 0), digest: BigInt.asIntN(64, BigInt(row?.digest ?? 0)) }
 }
 
-/** Counted up to here; beyond, what the statistics say will do. */
-const countedRows = 200_000
-
-export async function countRows(
-  sql: Sql,
-  table: readonly string[],
-): Promise<{ rows: bigint; exact: boolean }> {
-  const quoted = quoteTable(table)
-  const [statistics] = await sql<{ rows: number }[]>`
-    select reltuples::float8 as rows from pg_catalog.pg_class where oid = to_regclass(${quoted})`
-  // -1: never analysed. A partitioned table or a view has none of its own.
-  const estimate = statistics?.rows ?? -1
-  if (estimate > countedRows) return { rows: BigInt(Math.round(estimate)), exact: false }
-  const [counted] = await sql.unsafe<{ rows: string }[]>(`select count(*) as rows from ${quoted}`)
-  return { rows: BigInt(counted?.rows ?? 0), exact: true }
+/** The key as text: no value loses precision, and the driver has nothing to parse. */
+export function keyText({ columns, plain }: Keyset): string {
+  const texts = columns.map(({ name }) => `${quoteIdentifier(name)}::text`).join(', ')
+  return plain ? texts : `array_to_json(array[${texts}])::text`
 }
 
-function beyond({ key, types }: Keyset, operator: '>' | '<=', firstParameter: number): string {
-  const values = types.map((type, i) => `$${firstParameter + i}::text::${type}`)
-  return `(${key.map(quoteIdentifier).join(', ')}) ${operator} (${values.join(', ')})`
+export function parseKey({ plain }: Keyset, text: string | null): KeyValues {
+  return plain ? [text] : (JSON.parse(text ?? '[]') as KeyValues)
 }
 
-/** The key as text: no value loses precision, and the driver has nothing to parse. Several columns: an array in JSON. */
-function keyText(key: readonly string[]): string {
-  const texts = key.map((column) => `${quoteIdentifier(column)}::text`)
-  return texts.length === 1 ? texts.join('') : `array_to_json(array[${texts.join(', ')}])::text`
+function keyHash(keyset: Keyset): string {
+  return `hashtextextended(${keyText(keyset)}, 0)`
 }
 
-function keyHash(key: readonly string[]): string {
-  return `hashtextextended(${keyText(key)}, 0)`
-}
-
-/** `parts`: table, or schema and table, in exact case */
-export function quoteTable(parts: readonly string[]): string {
-  return parts.map(quoteIdentifier).join('.')
-}
-
-function quoteIdentifier(name: string): string {
-  return `"${name.replaceAll('"', '""')}"`
+function flawed({ label, columns, notNull }: Keyset, flaw: 'null' | 'duplicate'): SourceKeyError {
+  const key = columns.map(({ name }) => name).join(', ')
+  return new SourceKeyError(
+    flaw === 'null'
+      ? `${label}: a row has null in its key (${notNull.join(', ')}); leave such rows out, or say where null goes: { column: '${notNull[0]}', nulls: 'last' } in place of '${notNull[0]}'`
+      : `${label}: several rows have the same key (${key}), so some would be skipped; add columns to the key until it tells every row apart`,
+  )
 }

@@ -1,5 +1,5 @@
 import type { Participant } from './databases.ts'
-import { quoteTable } from './keyset.ts'
+import { quoteTable } from './quote.ts'
 import { gidPrefix } from './transaction-name.ts'
 
 /**

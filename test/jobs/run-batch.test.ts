@@ -168,7 +168,7 @@ describe('a run', () => {
   it('whose work leaves its transaction idle beyond the limit fails, and does not go on for ever', async () => {
     const ctx = await openContext(await newDatabases(), { idleTimeoutMs: 500 })
     await ctx.databases.primary.sql`create table source as select 1 as id`
-    await ctx.databases.primary.sql`alter table source alter id set not null`
+    await ctx.databases.primary.sql`alter table source add primary key (id)`
     const idle = defineBatch({
       name: 'idle',
       source: keyset({ table: 'source', key: ['id'] }),
@@ -225,7 +225,7 @@ describe('parameters', () => {
     await expect(enqueueBatchJob(ctx, typed, { limit: 1n }, 'test')).rejects.toThrow('bigint')
     expect(await ctx.databases.primary.sql`select 1 from holdfast.batch_jobs`).toEqual([])
     await ctx.databases.primary.sql`create table source as select 1 as id`
-    await ctx.databases.primary.sql`alter table source alter id set not null`
+    await ctx.databases.primary.sql`alter table source add primary key (id)`
     expect((await run(ctx, typed, { limit: 3 })).outcome).toBe('completed')
   })
 

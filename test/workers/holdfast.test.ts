@@ -40,7 +40,7 @@ describe('createHoldfast', () => {
     const begun = await hf.beginDistributed('setup', {
       primary: async (tx) => {
         await tx`create table numbers as select g as id from generate_series(1, 100) g`
-        await tx`alter table numbers alter id set not null`
+        await tx`alter table numbers add primary key (id)`
         await tx`create table doubles (id int)`
         await hf.publish(tx, { type: 'setup.done', subject: 'setup' })
         return { tables: 2 }
@@ -122,7 +122,7 @@ describe('createHoldfast', () => {
     const sql = postgres(databases.primary, { max: 1 })
     onTestFinished(() => sql.end())
     await sql`create table numbers as select g as id from generate_series(1, 100) g`
-    await sql`alter table numbers alter id set not null`
+    await sql`alter table numbers add primary key (id)`
     await sql`create table doubles (id int)`
     await hf.start()
     expect((await hf.batches.wait(await hf.batches.enqueue('slow'))).status).toBe('completed')
