@@ -1,16 +1,7 @@
 import { createDatabase } from '../src/db/create-database.ts'
-import { type BatchDefinition, defineBatch } from '../src/jobs/batch-definition.ts'
-import { enqueueBatchJob } from '../src/jobs/enqueue-batch.ts'
-import { keyset } from '../src/jobs/keyset.ts'
-import { runBatch } from '../src/jobs/run-batch.ts'
+import { chunkSize, createRows, type Row, runToEnd, update, updateRows } from './batch-rows.ts'
 import { openBenchContext } from './context.ts'
 import { type Bench, compare, type Measurement } from './measure.ts'
-
-/** The driver gives a bigint as text. */
-type Row = { id: string; amount: number }
-
-const chunkSize = 1_000
-const none = new AbortController().signal
 
 /**
  * A batch that reads 1,000 rows and updates them, against the same chunks in plain transactions that remember their
@@ -21,23 +12,10 @@ export const batch: Bench = async (servers, quick) => {
   const { ctx, close } = await openBenchContext(await createDatabase(servers.postgres, 'bench_batch'))
   const { primary } = ctx.databases
   const { sql } = primary
-  // Vacuum would come when it likes; a side's round ends with one.
-  await sql`create table bench_rows (id bigint primary key, amount int not null, cents bigint)
-    with (autovacuum_enabled = off, fillfactor = 50)`
-  await sql`insert into bench_rows select g, g % 1000 from generate_series(1, ${rows}::int) g`
+  await createRows(sql, rows)
   await sql`create table bench_position (id int primary key, after bigint not null)`
-  const definition = defineBatch({
-    name: 'bench',
-    source: keyset<Row>({ table: 'bench_rows', key: ['id'] }),
-    chunkSize,
-    process: (chunk, { tx }) => update(tx, chunk),
-  }) as BatchDefinition
-  const definitions = new Map([[definition.name, definition]])
-
-  const ours = async () => {
-    const { jobId } = await enqueueBatchJob(ctx, definition, {}, 'bench')
-    if ((await runBatch(ctx, definitions, jobId, none)) !== 'completed') throw new Error('the batch failed')
-  }
+  const definition = updateRows()
+  const ours = () => runToEnd(ctx, definition)
   const plain = async () => {
     await sql`insert into bench_position values (1, 0) on conflict (id) do update set after = 0`
     for (let after: string | undefined = '0'; after !== undefined; ) {
@@ -78,13 +56,4 @@ export const batch: Bench = async (servers, quick) => {
   } finally {
     await close()
   }
-}
-
-type Tag = Parameters<BatchDefinition['process']>[1]['tx']
-
-async function update(tx: Tag, chunk: readonly Row[]): Promise<void> {
-  await tx`
-    update bench_rows r set cents = v.cents
-    from unnest(${chunk.map(({ id }) => id)}::bigint[], ${chunk.map(({ amount }) => amount * 100)}::bigint[]) v (id, cents)
-    where r.id = v.id`
 }

@@ -5,6 +5,8 @@ import { Command } from 'commander'
 import { startEmbedded } from '../src/db/embedded/server.ts'
 import { startRedis } from '../test/support/redis-server.ts'
 import { batch } from './batch.ts'
+import { batchMemory } from './batch-memory.ts'
+import { batchRanges } from './batch-ranges.ts'
 import type { Bench, BenchServers, Measurement } from './measure.ts'
 import { outbox } from './outbox.ts'
 import { stage } from './stage.ts'
@@ -13,11 +15,16 @@ import { stage } from './stage.ts'
 const suites: Readonly<Record<string, Readonly<Record<string, Bench>>>> = {
   outbox,
   stage: { stage },
-  batch: { batch },
+  batch: { batch, 'batch-ranges': batchRanges, 'batch-memory': batchMemory },
 }
 const known = {
   ...suites,
-  ...Object.fromEntries(Object.entries(outbox).map(([name, bench]) => [name, { [name]: bench }])),
+  ...Object.fromEntries(
+    Object.values(suites)
+      .flatMap((suite) => Object.entries(suite))
+      .filter(([name]) => !(name in suites))
+      .map(([name, bench]) => [name, { [name]: bench }]),
+  ),
 }
 
 const program = new Command('bench')

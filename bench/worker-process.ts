@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs'
 import { redisStream } from '../src/jobs/sinks/redis-stream.ts'
 import { createHoldfast } from '../src/workers/holdfast.ts'
 import { keepHeapSmall } from '../src/workers/small-heap.ts'
+import { peakMemoryMb } from './peak-memory.ts'
 
 /**
  * A worker as `holdfast worker` runs it, in a process of its own: its sink, named as its stream, takes whatever the outbox
@@ -17,7 +17,7 @@ const holdfast = await createHoldfast({
 })
 await holdfast.start()
 process.once('message', () => {
-  const peakMb = peakKb() / 1_024
+  const peakMb = peakMemoryMb()
   void holdfast.close().then(() => {
     process.send?.({ peakMb })
     process.disconnect()
@@ -25,13 +25,3 @@ process.once('message', () => {
 })
 // Nobody is left to stop it.
 process.once('disconnect', () => process.exit())
-
-/**
- * Of this program alone. getrusage, where Node has `maxRSS` from, begins with what the parent had when it forked, so it is
- * good only where there is nothing better.
- */
-function peakKb(): number {
-  if (process.platform !== 'linux') return process.resourceUsage().maxRSS
-  const line = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))
-  return Number(line?.[1] ?? Number.NaN)
-}
