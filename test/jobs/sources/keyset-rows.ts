@@ -65,7 +65,7 @@ export function explained(sql: Tx): { sql: Tx; plans: Plan[] } {
   const plans: Plan[] = []
   const unsafe = async (text: string, values: never[]) => {
     if (text.startsWith('explain')) return sql.unsafe(text, values)
-    const [row] = await sql.unsafe(`explain (analyze, format json) ${text}`, values)
+    const [row] = await sql.unsafe(`explain (analyze, buffers, format json) ${text}`, values)
     plans.push((row as { 'QUERY PLAN': [{ Plan: Plan }] })['QUERY PLAN'][0].Plan)
     return sql.unsafe(text, values)
   }
