@@ -5,6 +5,7 @@ import { Command } from 'commander'
 import { startEmbedded } from '../src/db/embedded/server.ts'
 import { startRedis } from '../test/support/redis-server.ts'
 import { batch } from './batch.ts'
+import { idempotency } from './idempotency.ts'
 import type { Bench, BenchServers, Measurement } from './measure.ts'
 import { outbox } from './outbox.ts'
 import { stage } from './stage.ts'
@@ -14,6 +15,7 @@ const suites: Readonly<Record<string, Readonly<Record<string, Bench>>>> = {
   outbox,
   stage: { stage },
   batch: { batch },
+  idempotency: { idempotency },
 }
 const known = {
   ...suites,

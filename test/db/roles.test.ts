@@ -360,6 +360,7 @@ describe('installing the roles', () => {
       batch_jobs: ['insert, update', ''],
       batch_positions: ['insert', ''],
       distributed_transactions: ['insert, update some, delete', 'update some'],
+      idempotency_keys: ['insert, update, delete', ''],
       inbox: ['insert, delete', ''],
       inbox_seen: ['insert, update some, delete', ''],
       job_runs: ['insert, delete', ''],

@@ -16,6 +16,7 @@ import type { Sink } from '../../src/jobs/sinks/sink.ts'
 import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { verifyBatch } from '../../src/jobs/verify-batch.ts'
+import { completing, expiring } from './idempotency-scenarios.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
@@ -49,12 +50,14 @@ export type ScenarioName =
   | 'page-stream'
   | 'page-parking'
   | 'page-parked'
+  | 'idempotent'
+  | 'expiring-keys'
 
 /** Which scenarios come by each step. Total: a new step does not compile until somebody says who tests it. */
 export const scenariosOf: Record<Step, ScenarioName[]> = {
-  'chunk.staging': ['chunk', 'chunk-poison', 'cleaning-up'],
-  'chunk.prepared': ['chunk', 'chunk-poison', 'cleaning-up'],
-  'chunk.committed': ['chunk', 'chunk-poison', 'cleaning-up'],
+  'chunk.staging': ['chunk', 'chunk-poison', 'cleaning-up', 'expiring-keys'],
+  'chunk.prepared': ['chunk', 'chunk-poison', 'cleaning-up', 'expiring-keys'],
+  'chunk.committed': ['chunk', 'chunk-poison', 'cleaning-up', 'expiring-keys'],
   'begin.recorded': ['begin', 'run'],
   'begin.worked': ['begin'],
   'begin.prepared-one': ['begin'],
@@ -82,6 +85,9 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
   'page.rejected': ['page-parking', 'page-parked'],
   'page.published': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
   'page.committed': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
+  'idempotency.claimed': ['idempotent'],
+  'idempotency.worked': ['idempotent'],
+  'idempotency.completed': ['idempotent'],
 }
 
 /** The databases of a scenario: distributed transactions run on one, and on two in different clusters. */
@@ -89,6 +95,7 @@ export function databasesOf(which: ScenarioName): Record<string, 'east' | 'west'
   if (which === 'page-table') return [{ billing: 'west' }]
   if (which.startsWith('chunk') || which === 'page-stream' || which.startsWith('page-park')) return [{}]
   if (which === 'cleaning-up') return [{ billing: 'west' }]
+  if (which === 'idempotent' || which === 'expiring-keys') return [{}]
   return [{}, { billing: 'west' }]
 }
 
@@ -125,6 +132,10 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
         await begin(ctx)
         await rollbackDistributed(ctx, name, 'test')
       })
+    case 'idempotent':
+      return completing
+    case 'expiring-keys':
+      return expiring
     case 'run':
       return run
     case 'run-that-fails':
