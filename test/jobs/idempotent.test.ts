@@ -217,6 +217,20 @@ describe('idempotent', () => {
     expect(await ordersOf(key)).toEqual([response.order])
   })
 
+  it('commits nothing on a claim that a crash of the server forgot, also where its token was given again', async () => {
+    const key = newKey()
+    const forgotten = await startCall(key)
+    await sql`delete from holdfast.idempotency_keys where key = ${key}`
+    forgotten.goOn()
+    await expect(forgotten.result).rejects.toThrow(FencedError)
+    expect(await ordersOf(key)).toEqual([])
+    const twice = await startCall(key)
+    await sql`update holdfast.idempotency_keys set fingerprint = '' where key = ${key}`
+    twice.goOn()
+    await expect(twice.result).rejects.toThrow(FencedError)
+    expect(await ordersOf(key)).toEqual([])
+  })
+
   it('lets an owner complete whose lease ran out and who was not missed', async () => {
     const key = newKey()
     const slow = await startCall(key)
