@@ -85,19 +85,31 @@ describe('expire-idempotency-keys', () => {
   })
 
   it('lets a call wait for the moment that a removal takes', async () => {
-    const ctx = await openContext(await newDatabases())
+    const urls = await newDatabases()
+    const [ctx, other] = [await openContext(urls), await openContext(urls)]
     await addKeys(ctx, 'expired', { expires: -1, lease: -2, completed: true })
-    const { primary } = ctx.databases
     let called: Promise<unknown> | undefined
-    await primary.transaction(async (tx) => {
+    await other.databases.primary.transaction(async (tx) => {
       await tx`delete from holdfast.idempotency_keys`
-      const asked = claimKey(primary, { scope: 's', key: 'expired1' }, hashFingerprint(null), {
-        leaseMs: 1,
-        ttlMs: 1,
-      })
+      const id = { scope: 's', key: 'expired1' }
+      const asked = claimKey(other.databases.primary, id, hashFingerprint(null), { leaseMs: 1, ttlMs: 1 })
       expect(await asked).toMatchObject({ state: 'busy' })
-      called = idempotent(ctx, { scope: 's', key: 'expired1' }, () => 'anew')
+      const [now] = await other.databases.primary.sql<{ at: string }[]>`select clock_timestamp()::text as at`
+      called = idempotent(ctx, id, () => 'anew')
       called.catch(() => undefined)
+      // It has asked, and was told that somebody is at the row.
+      await expect
+        .poll(
+          async () => {
+            const done = await other.databases.primary.sql`
+            select from pg_stat_activity
+            where datname = current_database() and state = 'idle' and query_start > ${now!.at}::text::timestamptz
+              and query like '%claim_idempotency_key%' and pid <> pg_backend_pid()`
+            return done.length
+          },
+          { interval: 5 },
+        )
+        .toBeGreaterThan(0)
     })
     expect(await called).toEqual({ response: 'anew', replayed: false })
   })
