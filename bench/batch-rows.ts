@@ -26,7 +26,7 @@ export function updateRows(parallel?: number): BatchDefinition {
     chunkSize,
     ...(parallel === undefined ? {} : { parallel }),
     process: (chunk, { tx }) => update(tx, chunk),
-  }) as BatchDefinition
+  })
 }
 
 export async function update(sql: Sql, chunk: readonly Row[]): Promise<void> {

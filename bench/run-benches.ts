@@ -7,6 +7,7 @@ import { startRedis } from '../test/support/redis-server.ts'
 import { batch } from './batch.ts'
 import { batchMemory } from './batch-memory.ts'
 import { batchRanges } from './batch-ranges.ts'
+import { idempotency } from './idempotency.ts'
 import type { Bench, BenchServers, Measurement } from './measure.ts'
 import { outbox } from './outbox.ts'
 import { stage } from './stage.ts'
@@ -16,6 +17,7 @@ const suites: Readonly<Record<string, Readonly<Record<string, Bench>>>> = {
   outbox,
   stage: { stage },
   batch: { batch, 'batch-ranges': batchRanges, 'batch-memory': batchMemory },
+  idempotency: { idempotency },
 }
 const known = {
   ...suites,

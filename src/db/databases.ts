@@ -49,18 +49,33 @@ export class Participant {
     this.#reading = new ConnectionPool(url, limits.queries, options)
   }
 
-  /** Runs work in a plain transaction: committed when it returns, rolled back when it throws. */
-  async transaction<T>(work: (tx: Tx) => Promise<T>): Promise<T> {
+  /**
+   * Runs work in a plain transaction: committed when it returns, rolled back when it throws. What is done by `last` leaves
+   * in one flush with the COMMIT, so it has to make a failed transaction of whatever is wrong.
+   */
+  async transaction<T>(
+    work: (tx: Tx) => Promise<T>,
+    last?: { setting: string; act: (tx: Tx, result: T) => PromiseLike<unknown>[] },
+  ): Promise<T> {
     const connection = await this.#transactions.acquire()
     const tx = connection.tx()
     let clean = false
     try {
-      const begun = connection.send('BEGIN ISOLATION LEVEL READ COMMITTED')
+      const begun = connection.send(
+        `BEGIN ISOLATION LEVEL READ COMMITTED${last === undefined ? '' : `; ${last.setting}`}`,
+      )
       begun.catch(() => undefined)
       const result = await connection.whileAlive(work(tx))
+      const sent = (last?.act(tx, result) ?? []).map((query) => Promise.resolve(query.then(() => undefined)))
+      for (const query of sent) query.catch(() => undefined)
+      // The driver sends a query one microtask after it is first waited for.
+      await Promise.resolve()
       tx.end()
+      const commit = connection.send('COMMIT')
+      commit.catch(() => undefined)
       await begun
-      const [committed] = await connection.send('COMMIT')
+      await connection.whileAlive(Promise.all(sent))
+      const [committed] = await commit
       clean = true
       if (committed?.command !== 'COMMIT')
         throw new Error('the transaction went on after a statement had failed')

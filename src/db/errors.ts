@@ -108,6 +108,28 @@ export class FencedError extends HoldfastError {
   readonly code = 'HOLDFAST_FENCED'
 }
 
+/** The call with this idempotency key is under way elsewhere. */
+export class IdempotencyInFlightError extends HoldfastError {
+  readonly code = 'HOLDFAST_IDEMPOTENCY_IN_FLIGHT'
+  /** after how long it makes sense to try again; milliseconds */
+  readonly retryAfterMs: number
+
+  constructor(message: string, options: ErrorOptions & { retryAfterMs: number }) {
+    super(message, options)
+    this.retryAfterMs = options.retryAfterMs
+  }
+}
+
+/** The idempotency key belongs to a call with another fingerprint. */
+export class IdempotencyMismatchError extends HoldfastError {
+  readonly code = 'HOLDFAST_IDEMPOTENCY_MISMATCH'
+}
+
+/** The response is larger than what may be stored for an idempotency key. */
+export class ResponseTooLargeError extends HoldfastError {
+  readonly code = 'HOLDFAST_RESPONSE_TOO_LARGE'
+}
+
 /** What was to be done before is not done yet: the batch with these parameters has no completed job. */
 export class BatchNotCompletedError extends HoldfastError {
   readonly code = 'HOLDFAST_BATCH_NOT_COMPLETED'

@@ -14,6 +14,14 @@ export function encodeJson(value: unknown, what: string): string {
   return JSON.stringify(value)
 }
 
+/** One text for all that is equal as JSON (RFC 8785): keys in the order of their UTF-16 code units, no spaces. */
+export function canonicalJson(value: Json): string {
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value)
+  if (Array.isArray(value)) return `[${(value as readonly Json[]).map(canonicalJson).join(',')}]`
+  const entries = Object.entries(value).toSorted(([one], [other]) => (one < other ? -1 : 1))
+  return `{${entries.map(([key, entry]) => `${JSON.stringify(key)}:${canonicalJson(entry)}`).join(',')}}`
+}
+
 /** Of two values that came the same way: the order of an object's keys counts. */
 export function sameJson(one: Json, other: Json): boolean {
   return JSON.stringify(one) === JSON.stringify(other)

@@ -51,6 +51,7 @@ begin
       ('transaction_markers', 'insert, delete, update (at)', 'insert'),
       ('inbox_seen', 'insert, delete, update (seen_at)', null),
       ('inbox', 'insert, delete', null),
+      ('idempotency_keys', 'insert, update, delete', null),
       ('distributed_transactions', 'insert, delete', 'update (status, decision, reason, abort_cause, quarantine, staged,
         result, owner, updated_at, compensation, compensate_after)'),
       -- Appended to, by the server's clock; retention removes what is old.
@@ -98,6 +99,7 @@ begin
                           'compensates', 'correlation_id', 'traceparent', 'metadata', 'created_at');
     execute format('grant update (%s) on holdfast.distributed_transactions to holdfast_app', v_columns);
     grant usage, select on sequence holdfast.outbox_id to holdfast_app;
+    grant usage on sequence holdfast.idempotency_token to holdfast_app;
     grant update on sequence holdfast.outbox_slot to holdfast_app;
   end if;
 end $$;

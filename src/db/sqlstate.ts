@@ -26,6 +26,8 @@ export const SQLSTATE = {
   idleInTransactionTimeout: '25P03',
   /** Holdfast's own: a position, a lease or an attempt is no longer the caller's. */
   fenced: 'HF001',
+  /** Holdfast's own: the work ended the transaction that it was given. */
+  escaped: 'HF002',
 } as const
 
 /** The SQLSTATE of a PostgreSQL error, wherever in the chain of causes it sits; undefined for other errors. */

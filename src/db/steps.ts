@@ -40,6 +40,9 @@ export const STEPS = [
   'page.rejected',
   'page.published',
   'page.committed',
+  'idempotency.claimed',
+  'idempotency.worked',
+  'idempotency.completed',
 ] as const
 
 export type Step = (typeof STEPS)[number]

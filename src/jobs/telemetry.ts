@@ -56,6 +56,12 @@ export class Telemetry {
     labelNames: ['kind'],
     registers: [this.registry],
   })
+  readonly #idempotent = new Counter({
+    name: 'holdfast_idempotent_calls_total',
+    help: 'Calls with an idempotency key, by what came of them.',
+    labelNames: ['outcome'],
+    registers: [this.registry],
+  })
 
   constructor(log: Logger) {
     this.#log = log
@@ -78,6 +84,11 @@ export class Telemetry {
   recovered(outcome: 'committed' | 'rolledBack', name: string, attempt: string): void {
     this.#recovered.inc({ outcome: outcome === 'committed' ? 'committed' : 'rolled_back' })
     this.#log.info({ name, attempt, outcome }, 'recovered a transaction in doubt')
+  }
+
+  /** `failed`: the work did, or its end is to be asked for. */
+  idempotentCall(outcome: 'executed' | 'replayed' | 'in_flight' | 'mismatch' | 'failed'): void {
+    this.#idempotent.inc({ outcome })
   }
 
   alerted(kind: string): void {

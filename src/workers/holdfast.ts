@@ -10,6 +10,7 @@ import {
 } from '../db/distributed-transactions.ts'
 import type { EventRunner } from '../db/event-runner.ts'
 import { recordSeen } from '../db/inbox-seen.ts'
+import type { Json } from '../db/json.ts'
 import { appendEvents, type NewEvent } from '../db/outbox.ts'
 import type { Force } from '../jobs/batch-control.ts'
 import { type Begun, beginDistributed } from '../jobs/begin.ts'
@@ -18,6 +19,12 @@ import { commitDistributed, rollbackDistributed } from '../jobs/coordinator.ts'
 import type { DryRun, DryRunOptions } from '../jobs/dry-run-batch.ts'
 import type { EnqueuedBatch, WaitOptions } from '../jobs/enqueue-batch.ts'
 import type { Progress } from '../jobs/finish.ts'
+import {
+  type IdempotentOptions,
+  type IdempotentResult,
+  type IdempotentWork,
+  idempotent,
+} from '../jobs/idempotent.ts'
 import { type Outcome, outcome } from '../jobs/outcome.ts'
 import { type RunResult, type RunSpec, runDistributed } from '../jobs/run-distributed.ts'
 import type { Work } from '../jobs/stage-work.ts'
@@ -102,6 +109,21 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
    * throws HOLDFAST_INVALID_PAYLOAD, as for what is no transaction.
    */
   once(tx: EventRunner, consumer: string, eventId: string): Promise<boolean>
+  /**
+   * Does work on `primary` once for each (scope, key), and gives every later call the response of the first. Work and
+   * response are committed together; the response is what JSON makes of it, also on the first call.
+   *
+   * Throws HOLDFAST_IDEMPOTENCY_IN_FLIGHT while another call has the key (with `wait` only after that time; `retryAfterMs`
+   * says when to come again), HOLDFAST_IDEMPOTENCY_MISMATCH when the key was used with another fingerprint,
+   * HOLDFAST_FENCED when the claim was lost while the work ran, HOLDFAST_UNKNOWN_OUTCOME when the database cannot say what
+   * became of a lost commit, HOLDFAST_RESPONSE_TOO_LARGE, HOLDFAST_INVALID_PAYLOAD (scope, key, fingerprint or response),
+   * or the work's own error. After all of these nothing of the work is committed, except that after an unknown outcome it
+   * may be: call again with the same key.
+   */
+  idempotent<T extends Json>(
+    options: IdempotentOptions,
+    work: IdempotentWork<T>,
+  ): Promise<IdempotentResult<T>>
   readonly batches: {
     /** Enqueues a batch job; its parameters are validated first (HOLDFAST_INVALID_PAYLOAD). */
     enqueue<P>(
@@ -216,6 +238,14 @@ class Instance implements Holdfast {
 
   once(tx: EventRunner, consumer: string, eventId: string): Promise<boolean> {
     return recordSeen(tx, consumer, eventId)
+  }
+
+  idempotent<T extends Json>(
+    options: IdempotentOptions,
+    work: IdempotentWork<T>,
+  ): Promise<IdempotentResult<T>> {
+    const { leaseMs } = this.#ctx.config.timing
+    return idempotent(this.#ctx, { leaseMs, ...options }, work)
   }
 
   get batches(): Batches {

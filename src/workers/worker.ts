@@ -3,6 +3,7 @@ import { sinceLastRun } from '../db/job-runs.ts'
 import { recordSnapshot } from '../db/outbox-snapshots.ts'
 import { cleanStaleTransactions, cleanUpJob } from '../jobs/clean-stale-transactions.ts'
 import { compensate, dueCompensations } from '../jobs/compensate.ts'
+import { expireIdempotencyKeys, expireKeysJob } from '../jobs/expire-idempotency-keys.ts'
 import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
 import { type RunProgress, runBatch } from '../jobs/run-batch.ts'
@@ -13,6 +14,8 @@ import { ScheduleService } from './schedule-service.ts'
 
 const hourMs = 60 * 60 * 1000
 const overdueMs = 2 * hourMs
+/** On the queue `cleanup`. */
+const hourlyJobs = [cleanUpJob, expireKeysJob]
 
 /**
  * The worker side of a process: recovery at boot and every minute, the queues, and the loop that asserts in them what
@@ -43,9 +46,7 @@ export class WorkerService {
     await queues.work('batch', 2, ({ data }, signal, showProgress) =>
       this.#runBatch(data, signal, showProgress),
     )
-    await queues.work('cleanup', 1, async (_job, signal) => {
-      await cleanStaleTransactions(this.#ctx, config.retention, this.#either(signal))
-    })
+    await queues.work('cleanup', 1, ({ name }, signal) => this.#cleanUp(name, signal))
     await queues.work('jobs', 4, ({ data }, signal) => this.#compensate(data, signal))
     if (this.#schedules.any) {
       await queues.work('schedules', 4, ({ data }, signal) => this.#tick(data, signal))
@@ -95,21 +96,28 @@ export class WorkerService {
     await watchOutbox(this.#ctx)
   }
 
+  async #cleanUp(job: string, signal: AbortSignal): Promise<void> {
+    if (job === expireKeysJob) await expireIdempotencyKeys(this.#ctx, this.#either(signal))
+    else await cleanStaleTransactions(this.#ctx, this.#ctx.config.retention, this.#either(signal))
+  }
+
   /** Reports exist of schedulers that stop; what counts is the last success that PostgreSQL knows of. */
   async #checkOverdue(): Promise<void> {
-    const sinceMs = (await sinceLastRun(this.#ctx.databases.primary.sql, cleanUpJob)) ?? 0
-    if (sinceMs < overdueMs) return
-    this.#ctx.alerts.raise({
-      kind: 'overdue',
-      subject: cleanUpJob,
-      message: `${cleanUpJob} last succeeded ${Math.round(sinceMs / 60_000)} minutes ago, it is due every hour`,
-    })
+    for (const job of hourlyJobs) {
+      const sinceMs = (await sinceLastRun(this.#ctx.databases.primary.sql, job)) ?? 0
+      if (sinceMs < overdueMs) continue
+      this.#ctx.alerts.raise({
+        kind: 'overdue',
+        subject: job,
+        message: `${job} last succeeded ${Math.round(sinceMs / 60_000)} minutes ago, it is due every hour`,
+      })
+    }
   }
 
   /** Adds what the tables say is unfinished; what is in the queue already stays as it is. */
   async #assertQueues(): Promise<void> {
     const { queues, config, databases } = this.#ctx
-    await queues.schedule('cleanup', { name: cleanUpJob, id: cleanUpJob, data: {} }, hourMs)
+    for (const job of hourlyJobs) await queues.schedule('cleanup', { name: job, id: job, data: {} }, hourMs)
     for (const job of this.#outbox.jobs()) await queues.add('outbox', job)
     for (const job of await listUnfinishedBatchJobs(databases.primary.sql)) {
       if (config.batches.has(job.batch)) await queues.add('batch', batchQueueJob(job.id))

@@ -281,8 +281,12 @@ describe('holdfast cleanup run', () => {
     await primary.sql`
       update holdfast.distributed_transactions set updated_at = updated_at - interval '31 days'
       where attempt = ${done.attempt}`
+    await primary.sql`
+      insert into holdfast.idempotency_keys (scope, key, token, fingerprint, lease_until, expires_at, response)
+      values ('s', 'k', 1, '', clock_timestamp(), clock_timestamp(), '1')`
     const report = await json('cleanup', 'run')
-    expect(report).toMatchObject({ rolledBack: 1, failed: 0, transactions: 1 })
+    expect(report).toMatchObject({ rolledBack: 1, failed: 0, transactions: 1, keys: 1 })
+    expect(report.stderr).toContain('1 idempotency keys')
     expect(report.stderr).toContain('1 rolled back')
     expect(await statusOf('late')).toMatchObject({ status: 'cleaned_up' })
     expect(await statusOf('old')).toBeUndefined()

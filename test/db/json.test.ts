@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { InvalidPayloadError } from '../../src/db/errors.ts'
-import { encodeJson } from '../../src/db/json.ts'
+import { canonicalJson, encodeJson, type Json } from '../../src/db/json.ts'
 
 const cyclic: Record<string, unknown> = {}
 cyclic.self = cyclic
@@ -42,3 +42,38 @@ describe('encodeJson', () => {
     expect(encodeJson({ at: new Date(0), gone: undefined }, 'x')).toBe('{"at":"1970-01-01T00:00:00.000Z"}')
   })
 })
+
+describe('canonicalJson', () => {
+  it('sorts keys by their UTF-16 code units, at every depth, and writes values as JavaScript does (RFC 8785)', () => {
+    const value = {
+      '\u20ac': 1,
+      '\r': 2,
+      '\u{1f600}': 3,
+      '\ufb33': 4,
+      '10': 5,
+      '9': [{ b: 1e21, a: 1.0 }],
+      '': 1e-7,
+    }
+    expect(canonicalJson(value)).toBe(
+      '{"":1e-7,"\\r":2,"10":5,"9":[{"a":1,"b":1e+21}],"\u20ac":1,"\u{1f600}":3,"\ufb33":4}',
+    )
+  })
+
+  it('is one text for equal values, and reads back as the value', () => {
+    fc.assert(
+      fc.property(fc.jsonValue(), (value) => {
+        const json = JSON.parse(JSON.stringify(value)) as Json
+        expect(JSON.parse(canonicalJson(json))).toEqual(json)
+        expect(canonicalJson(reversed(json))).toBe(canonicalJson(json))
+      }),
+    )
+  })
+})
+
+/** With the keys of its objects the other way round. */
+function reversed(value: Json): Json {
+  if (typeof value !== 'object' || value === null) return value
+  if (Array.isArray(value)) return value.map((entry: Json) => reversed(entry))
+  const entries = Object.entries(value as Record<string, Json>).toReversed()
+  return Object.fromEntries(entries.map(([key, entry]) => [key, reversed(entry)]))
+}

@@ -22,6 +22,8 @@ import { cleanStaleTransactions } from '../../src/jobs/clean-stale-transactions.
 import { createJobContext, type JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
+import { expireIdempotencyKeys } from '../../src/jobs/expire-idempotency-keys.ts'
+import { idempotent } from '../../src/jobs/idempotent.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { outcome } from '../../src/jobs/outcome.ts'
 import { recover } from '../../src/jobs/recovery.ts'
@@ -362,6 +364,7 @@ describe('installing the roles', () => {
       batch_ranges: ['insert, update some', ''],
       batch_runs: ['insert, update some', ''],
       distributed_transactions: ['insert, update some, delete', 'update some'],
+      idempotency_keys: ['insert, update, delete', ''],
       inbox: ['insert, delete', ''],
       inbox_seen: ['insert, update some, delete', ''],
       job_runs: ['insert, delete', ''],
@@ -512,6 +515,31 @@ describe('an application', () => {
     expect(await gidOwners(app)).toEqual(['holdfast_owner'])
     expect(await runBatch(app, batches, jobId, signal)).toBe('completed')
     expect((await ordersIn(app))[0]).toHaveLength(25)
+  })
+
+  it('makes calls with idempotency keys, and removes them when they expire', async () => {
+    const urls = await newInstallation()
+    const app = await newApp(urls)
+    const call = () => idempotent(app, { scope: 's', key: 'k' }, (tx) => order(1)(tx).then(() => 'done'))
+    expect(await call()).toEqual({ response: 'done', replayed: false })
+    expect(await call()).toEqual({ response: 'done', replayed: true })
+    const sql = ownerOf(urls.primary ?? '')
+    await sql`update holdfast.idempotency_keys set expires_at = clock_timestamp()`
+    expect(await expireIdempotencyKeys(app, signal)).toEqual({ keys: 1 })
+    expect(await call()).toEqual({ response: 'done', replayed: false })
+    const failing = idempotent(app, { scope: 's', key: 'other' }, () => Promise.reject(new Error('no stock')))
+    await expect(failing).rejects.toThrow('no stock')
+    expect(await sql`select key from holdfast.idempotency_keys`).toEqual([{ key: 'k' }])
+    // An operator does no application's work, and tokens never go back.
+    const operator = await newOperator(urls)
+    const refused = [
+      `select * from holdfast.claim_idempotency_key('s', 'new', '', '1 s', '1 s')`,
+      'delete from holdfast.idempotency_keys',
+    ]
+    expect(await notDenied(operator.databases.primary.sql, refused)).toEqual([])
+    expect(
+      await notDenied(app.databases.primary.sql, [`select setval('holdfast.idempotency_token', 1)`]),
+    ).toEqual([])
   })
 
   it('recovers what a crash left, and cleans up; the audit of the last day stays', async () => {

@@ -17,6 +17,7 @@ import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { verifyBatch } from '../../src/jobs/verify-batch.ts'
 import { chunkRanges, chunkTwoDatabases } from './batch-scenarios.ts'
+import { completing, expiring } from './idempotency-scenarios.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
@@ -54,12 +55,14 @@ export type ScenarioName =
   | 'page-stream'
   | 'page-parking'
   | 'page-parked'
+  | 'idempotent'
+  | 'expiring-keys'
 
 /** Which scenarios come by each step. Total: a new step does not compile until somebody says who tests it. */
 export const scenariosOf: Record<Step, ScenarioName[]> = {
-  'chunk.staging': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up'],
-  'chunk.prepared': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up'],
-  'chunk.committed': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up'],
+  'chunk.staging': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up', 'expiring-keys'],
+  'chunk.prepared': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up', 'expiring-keys'],
+  'chunk.committed': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up', 'expiring-keys'],
   'batch.ranges-recorded': ['chunk-ranges'],
   'batch.range-split': ['chunk-ranges'],
   'begin.recorded': ['begin', 'run', 'chunk-two-databases'],
@@ -92,6 +95,9 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
   'page.rejected': ['page-parking', 'page-parked'],
   'page.published': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
   'page.committed': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
+  'idempotency.claimed': ['idempotent'],
+  'idempotency.worked': ['idempotent'],
+  'idempotency.completed': ['idempotent'],
 }
 
 /** The databases of a scenario: distributed transactions run on one, and on two in different clusters. */
@@ -100,6 +106,7 @@ export function databasesOf(which: ScenarioName): Record<string, 'east' | 'west'
   if (which.startsWith('chunk') || which === 'page-stream' || which.startsWith('page-park')) return [{}]
   if (which === 'cleaning-up') return [{ billing: 'west' }]
   if (which === 'schedule') return [{}]
+  if (which === 'idempotent' || which === 'expiring-keys') return [{}]
   return [{}, { billing: 'west' }]
 }
 
@@ -140,6 +147,10 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
         await begin(ctx)
         await rollbackDistributed(ctx, name, 'test')
       })
+    case 'idempotent':
+      return completing
+    case 'expiring-keys':
+      return expiring
     case 'run':
       return run
     case 'run-that-fails':

@@ -87,8 +87,22 @@ describe('createHoldfast', () => {
     const sql = postgres(databases.primary, { max: 1 })
     onTestFinished(() => sql.end())
     await expect
-      .poll(async () => (await sql`select job from holdfast.job_runs`).map((row) => row.job))
-      .toEqual(['clean-stale-transactions'])
+      .poll(async () => new Set((await sql`select job from holdfast.job_runs`).map((row) => row.job)))
+      .toEqual(new Set(['clean-stale-transactions', 'expire-idempotency-keys']))
+  })
+
+  it('does work once for each idempotency key', async () => {
+    const hf = await createHoldfast({ databases: { primary: await newDatabase() }, migrate: true })
+    onTestFinished(() => hf.close())
+    const call = () =>
+      hf.idempotent({ scope: 'shop', key: 'k', fingerprint: { total: 5 } }, async (tx) => {
+        const [row] = await tx<{ xid: string }[]>`select pg_current_xact_id()::text as xid`
+        return { xid: row?.xid ?? '' }
+      })
+    const first: { response: { xid: string }; replayed: boolean } = await call()
+    expect(first.replayed).toBe(false)
+    expect(await call()).toEqual({ ...first, replayed: true })
+    expect(await hf.metrics()).toContain('holdfast_idempotent_calls_total{outcome="replayed"} 1')
   })
 
   it.runIf(inject('redis') !== undefined)('goes on when Redis forgets everything in the middle', async () => {

@@ -1,0 +1,110 @@
+import postgres from 'postgres'
+import { createDatabase } from '../src/db/create-database.ts'
+import { expireIdempotencyKeys } from '../src/jobs/expire-idempotency-keys.ts'
+import { idempotent } from '../src/jobs/idempotent.ts'
+import { openBenchContext } from './context.ts'
+import { type Bench, compare, type Measurement } from './measure.ts'
+
+const connections = 4
+
+/**
+ * A call with an idempotency key that inserts a row, against two bare committed statements of which one inserts the same row:
+ * the same driver, as many at once. And how fast expired keys are removed.
+ */
+export const idempotency: Bench = async (servers, quick) => [
+  await calls(servers.postgres, quick),
+  await expiry(servers.postgres, quick),
+]
+
+async function calls(server: string, quick: boolean): Promise<Measurement> {
+  // Short rounds and many of them: a slow moment of the machine hits few of them, and both sides alike.
+  const seconds = 0.5
+  const url = await createDatabase(server, 'bench_idempotency')
+  const { ctx, close } = await openBenchContext(url)
+  const { primary } = ctx.databases
+  await primary.sql`create table work (id bigint generated always as identity primary key, note text not null)`
+  await primary.sql`create table plain (key text primary key, note text not null)`
+  const plain = postgres(url, { max: connections, onnotice: () => undefined })
+  const reserved = await Promise.all(Array.from({ length: connections }, () => plain.reserve()))
+  let serial = 0
+  try {
+    return await compare(
+      { name: 'idempotent call', unit: 'calls/s', bar: 0.7, rounds: quick ? 9 : 41 },
+      () =>
+        rate(seconds, async () => {
+          const key = `key_${++serial}`
+          await idempotent(ctx, { scope: 'bench', key, fingerprint: { note: key } }, async (tx) => {
+            await tx`insert into work (note) values (${key})`
+            return { key }
+          })
+        }),
+      () =>
+        rate(seconds, async (connection) => {
+          const sql = reserved[connection]
+          if (!sql) return
+          const key = `plain_${++serial}`
+          await sql`insert into plain (key, note) values (${key}, '')`
+          await sql`insert into work (note) values (${key})`
+        }),
+    )
+  } finally {
+    for (const sql of reserved) sql.release()
+    await plain.end()
+    await close()
+  }
+}
+
+/** A million keys of which nine in ten are expired; against one statement that removes as many. */
+async function expiry(server: string, quick: boolean): Promise<Measurement> {
+  const rows = quick ? 100_000 : 1_000_000
+  const { ctx, close } = await openBenchContext(await createDatabase(server, 'bench_expiry'))
+  const { sql } = ctx.databases.primary
+  try {
+    const ours = await removalRate(rows, fill, async () => {
+      await expireIdempotencyKeys(ctx, new AbortController().signal)
+    })
+    const limit = await removalRate(rows, fill, async () => {
+      await sql`delete from holdfast.idempotency_keys where expires_at < now()`
+    })
+    const ratio = Math.round((100 * ours) / limit) / 100
+    return { name: 'expired keys removed', unit: 'keys/s', ours, limit, ratio, bar: 0 }
+  } finally {
+    await close()
+  }
+
+  async function fill(): Promise<void> {
+    await sql`truncate holdfast.idempotency_keys`
+    await sql`
+      insert into holdfast.idempotency_keys (scope, key, token, fingerprint, lease_until, expires_at, response)
+      select 'bench', gen_random_uuid()::text, n, sha256(''), now(),
+        now() + make_interval(hours => case when n % 10 = 0 then 1 else -1 end), '{"order":1}'
+      from generate_series(1, ${rows}) n`
+    await sql`vacuum analyze holdfast.idempotency_keys`
+  }
+}
+
+async function removalRate(
+  rows: number,
+  fill: () => Promise<void>,
+  remove: () => Promise<void>,
+): Promise<number> {
+  await fill()
+  const started = performance.now()
+  await remove()
+  return Math.round((0.9 * rows) / ((performance.now() - started) / 1_000))
+}
+
+/** Repeats `once` on every connection for a while; returns how many ended per second. */
+async function rate(seconds: number, once: (connection: number) => Promise<void>): Promise<number> {
+  const started = performance.now()
+  let done = 0
+  await Promise.all(
+    Array.from({ length: connections }, async (_, connection) => {
+      while (performance.now() - started < seconds * 1_000) {
+        await once(connection)
+        done++
+      }
+    }),
+  )
+  return done / ((performance.now() - started) / 1_000)
+}
