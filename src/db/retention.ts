@@ -32,6 +32,9 @@ export async function removeOld(tx: Tx, retention: Retention, limit: number): Pr
       select attempt from holdfast.distributed_transactions
       where status in ('committed', 'rolled_back', 'cleaned_up') and updated_at < ${old(retention.transactionsMs)}
         and quarantine is null and compensation in ('none', 'done')
+        -- A job that does not know yet that it has committed must not find its name free.
+        and not exists (select from holdfast.jobs j where 'job:' || j.id = name
+                        and j.status in ('queued', 'running', 'cancelling'))
       order by updated_at limit ${limit} for update skip locked)
     returning attempt`
   if (removed.length > 0) {

@@ -5,6 +5,7 @@ import type { Retention } from '../db/retention.ts'
 import { checkParticipantName } from '../db/transaction-name.ts'
 import type { AlertSettings } from '../jobs/alerts.ts'
 import type { BatchDefinition } from '../jobs/batch-definition.ts'
+import type { JobDefinition } from '../jobs/job-definition.ts'
 import type { Operation } from '../jobs/operations.ts'
 import type { Sink } from '../jobs/sinks/sink.ts'
 
@@ -19,6 +20,7 @@ export type HoldfastConfig = {
   readonly redis?: string
   /** a human's name for this installation */
   readonly namespace?: string
+  readonly jobs?: readonly JobDefinition[]
   readonly batches?: readonly BatchDefinition[]
   readonly sinks?: Readonly<Record<string, Sink>>
   /** which events go to which sinks; `*` stands for one segment, `**` for the rest. Without routes: all to all */
@@ -58,6 +60,7 @@ export type ResolvedConfig = {
   databases: Record<string, string>
   redis: string | undefined
   namespace: string | undefined
+  jobs: ReadonlyMap<string, JobDefinition>
   batches: ReadonlyMap<string, BatchDefinition>
   sinks: ReadonlyMap<string, Sink>
   routes: readonly { readonly type: string; readonly to: readonly string[] }[] | undefined
@@ -69,8 +72,20 @@ export type ResolvedConfig = {
   logLevel: string
 }
 
+type ParticipantOf<J> = J extends { readonly participants: readonly (infer P)[] } ? P : never
+
+/** The databases that a job of the config takes part on and that the config does not declare. */
+type Undeclared<C> = C extends { jobs: readonly (infer J)[] }
+  ? Exclude<ParticipantOf<J>, 'primary' | (C extends { databases: infer D } ? keyof D : never)>
+  : never
+
+/** What a config must not be: jobs on databases that it does not declare. */
+export type Checked<C> = [Undeclared<C>] extends [never]
+  ? unknown
+  : { jobs: `\`databases\` declares no ${Undeclared<C> & string}` }
+
 /** Keeps the literal types of a config, so that names in it are checked where they are used. */
-export function defineConfig<const C extends HoldfastConfig>(config: C): C {
+export function defineConfig<const C extends HoldfastConfig>(config: C & Checked<C>): C {
   return config
 }
 
@@ -88,6 +103,11 @@ const timing = z.strictObject({
 const definition = z.custom<BatchDefinition>(
   (value) => typeof value === 'object' && value !== null && 'process' in value && 'source' in value,
   'is not a batch definition; make it with defineBatch',
+)
+
+const job = z.custom<JobDefinition>(
+  (value) => typeof value === 'object' && value !== null && 'stage' in value && 'participants' in value,
+  'is not a job definition; make it with defineJob',
 )
 
 const sink = z.custom<Sink>(
@@ -111,6 +131,7 @@ const shape = z.strictObject({
     .string()
     .regex(/^[a-z0-9][a-z0-9-]{0,30}$/)
     .optional(),
+  jobs: z.array(job).default([]),
   batches: z.array(definition).default([]),
   sinks: z.record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/), sink).default({}),
   routes: z.array(z.strictObject({ type: z.string().min(1), to: z.array(z.string()) })).optional(),
@@ -149,6 +170,7 @@ export function resolveConfig(
     databases,
     redis,
     namespace,
+    jobs,
     batches,
     sinks,
     routes,
@@ -175,11 +197,19 @@ export function resolveConfig(
     if (batches.findIndex((other) => other.name === batch.name) < i)
       problems.push(`batches: two are named ${batch.name}`)
   }
+  for (const [i, { name, participants = [] }] of jobs.entries()) {
+    if (jobs.findIndex((other) => other.name === name) < i) problems.push(`jobs: two are named ${name}`)
+    for (const participant of participants) {
+      if (!(participant in urls))
+        problems.push(`jobs: ${name} takes part on ${participant}, which \`databases\` does not declare`)
+    }
+  }
   if (problems.length > 0) throw new InvalidConfigError(problems)
   return {
     databases: urls,
     redis: redisUrl,
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
+    jobs: new Map(jobs.map((definition) => [definition.name, definition])),
     batches: new Map(batches.map((batch) => [batch.name, batch])),
     sinks: new Map(Object.entries(sinks)),
     routes,

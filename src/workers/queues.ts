@@ -32,7 +32,8 @@ export type QueueSettings = {
 /** How long the queues may take to answer; the tables know what was to be queued. */
 const answerMs = 5_000
 
-export type QueuedJob = { name: string; id: string; data: Record<string, string> }
+/** `priority`: 0, the default, comes first, then 1, and so on. */
+export type QueuedJob = { name: string; id: string; data: Record<string, string>; priority?: number }
 
 export type Processor = (
   job: { name: string; data: Record<string, string> },
@@ -54,8 +55,13 @@ export async function migrateQueues(postgres: string): Promise<void> {
 }
 
 // The two backends give Queue and Worker different types; this is what both have and we use.
-type AnyQueue = Pick<Queue, 'add' | 'close' | 'upsertJobScheduler' | 'obliterate'>
+type AnyQueue = Pick<Queue, 'add' | 'addBulk' | 'close' | 'upsertJobScheduler' | 'obliterate'>
 type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs'> & { waitUntilReady(): Promise<unknown> }
+
+function optionsOf({ id, priority }: QueuedJob) {
+  const options = { jobId: id, removeOnComplete: true, removeOnFail: true }
+  return priority === undefined || priority === 0 ? options : { ...options, priority }
+}
 
 export class Queues {
   readonly #settings: QueueSettings
@@ -68,12 +74,19 @@ export class Queues {
 
   /** Adds a job unless one with its id is queued or running. It leaves no trace when it ends. */
   async add(queue: QueueName, job: QueuedJob): Promise<void> {
-    const options = { jobId: job.id, removeOnComplete: true, removeOnFail: true }
     await within(
       answerMs,
       `adding to the queue ${queue}`,
-      this.#queue(queue).add(job.name, job.data, options),
+      this.#queue(queue).add(job.name, job.data, optionsOf(job)),
     )
+  }
+
+  async addAll(queue: QueueName, jobs: readonly QueuedJob[]): Promise<void> {
+    if (jobs.length === 0) return
+    const added = this.#queue(queue).addBulk(
+      jobs.map((job) => ({ name: job.name, data: job.data, opts: optionsOf(job) })),
+    )
+    await within(answerMs, `adding to the queue ${queue}`, added)
   }
 
   /** Asserts a schedule; asserting it again changes nothing. */

@@ -7,6 +7,7 @@ import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
 import { runBatch } from '../jobs/run-batch.ts'
 import type { Context } from './context.ts'
+import { JobService } from './job-service.ts'
 import { Loop } from './loop.ts'
 import { OutboxService } from './outbox-service.ts'
 
@@ -20,6 +21,7 @@ const overdueMs = 2 * hourMs
 export class WorkerService {
   readonly #ctx: Context
   readonly #outbox: OutboxService
+  readonly #jobs: JobService
   readonly #running = new Set<string>()
   readonly #loops: Loop[] = []
   readonly #stopping = new AbortController()
@@ -28,6 +30,7 @@ export class WorkerService {
   constructor(ctx: Context) {
     this.#ctx = ctx
     this.#outbox = new OutboxService(ctx)
+    this.#jobs = new JobService(ctx, this.#stopping.signal)
   }
 
   async start(): Promise<void> {
@@ -40,7 +43,9 @@ export class WorkerService {
     await queues.work('cleanup', 1, async (_job, signal) => {
       await cleanStaleTransactions(this.#ctx, config.retention, this.#either(signal))
     })
-    await queues.work('jobs', 4, ({ data }, signal) => this.#compensate(data, signal))
+    await queues.work('jobs', 4, ({ name, data }, signal) =>
+      name === 'run-job' ? this.#jobs.run(data, signal) : this.#compensate(data, signal),
+    )
     this.#loops.push(
       new Loop('recovery', config.timing.recoverEveryMs, () => this.#recover(), log),
       new Loop('assert queues', config.timing.assertEveryMs, () => this.#assertQueues(), log),
@@ -48,7 +53,12 @@ export class WorkerService {
     await this.#assertQueues()
     for (const loop of this.#loops) loop.start()
     log.info(
-      { worker: lease.id, batches: [...config.batches.keys()], sinks: this.#outbox.sinks },
+      {
+        worker: lease.id,
+        jobs: [...config.jobs.keys()],
+        batches: [...config.batches.keys()],
+        sinks: this.#outbox.sinks,
+      },
       'worker started',
     )
   }
@@ -104,6 +114,7 @@ export class WorkerService {
     for (const job of await listUnfinishedBatchJobs(databases.primary.sql)) {
       if (config.batches.has(job.batch)) await queues.add('batch', batchQueueJob(job.id))
     }
+    await this.#jobs.assert()
     for (const { attempt } of await dueCompensations(this.#ctx)) {
       await queues.add('jobs', { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
     }

@@ -363,6 +363,7 @@ describe('installing the roles', () => {
       inbox: ['insert, delete', ''],
       inbox_seen: ['insert, update some, delete', ''],
       job_runs: ['insert, delete', ''],
+      jobs: ['insert, update, delete', ''],
       outbox: ['insert', ''],
       ...Object.fromEntries(slots.map((slot) => [`outbox_${slot}`, ['truncate', '']])),
       outbox_actions: ['delete', ''],

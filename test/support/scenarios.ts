@@ -16,6 +16,7 @@ import type { Sink } from '../../src/jobs/sinks/sink.ts'
 import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { verifyBatch } from '../../src/jobs/verify-batch.ts'
+import { job, jobCancelled, jobTakingOver, jobThatFails } from './job-scenarios.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
@@ -45,6 +46,10 @@ export type ScenarioName =
   | 'recovering'
   | 'recovering-decided'
   | 'cleaning-up'
+  | 'job'
+  | 'job-that-fails'
+  | 'job-taking-over'
+  | 'job-cancelled'
   | 'page-table'
   | 'page-stream'
   | 'page-parking'
@@ -55,24 +60,35 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
   'chunk.staging': ['chunk', 'chunk-poison', 'cleaning-up'],
   'chunk.prepared': ['chunk', 'chunk-poison', 'cleaning-up'],
   'chunk.committed': ['chunk', 'chunk-poison', 'cleaning-up'],
-  'begin.recorded': ['begin', 'run'],
-  'begin.worked': ['begin'],
-  'begin.prepared-one': ['begin'],
-  'begin.prepared-all': ['begin', 'run'],
-  'begin.pending': ['begin', 'run', 'run-that-fails'],
-  'run.effects': ['run', 'run-that-fails', 'taking-over'],
-  'run.effects-done': ['run', 'taking-over'],
-  'run.taken-over': ['taking-over'],
-  'commit.decided': ['commit', 'run'],
-  'commit.committed-one': ['commit', 'recovering-decided'],
-  'commit.committed-all': ['commit', 'recovering-decided'],
-  'commit.recorded': ['commit', 'run', 'recovering-decided'],
-  'rollback.decided': ['rollback', 'run-that-fails'],
-  'rollback.fenced-one': ['rollback', 'recovering'],
-  'rollback.fenced-all': ['rollback', 'recovering'],
-  'rollback.recorded': ['rollback', 'run-that-fails', 'recovering', 'cleaning-up'],
-  'compensation.claimed': ['run-that-fails'],
-  'compensation.ran': ['run-that-fails'],
+  'begin.recorded': ['begin', 'run', 'job'],
+  'begin.worked': ['begin', 'job'],
+  'begin.prepared-one': ['begin', 'job'],
+  'begin.prepared-all': ['begin', 'run', 'job'],
+  'begin.pending': ['begin', 'run', 'run-that-fails', 'job', 'job-that-fails'],
+  'run.effects': ['run', 'run-that-fails', 'taking-over', 'job', 'job-that-fails', 'job-taking-over'],
+  'run.effects-done': ['run', 'taking-over', 'job', 'job-taking-over', 'job-cancelled'],
+  'run.taken-over': ['taking-over', 'job-taking-over'],
+  'commit.decided': ['commit', 'run', 'job'],
+  'commit.committed-one': ['commit', 'recovering-decided', 'job'],
+  'commit.committed-all': ['commit', 'recovering-decided', 'job'],
+  'commit.recorded': ['commit', 'run', 'recovering-decided', 'job'],
+  'rollback.decided': ['rollback', 'run-that-fails', 'job-that-fails', 'job-cancelled'],
+  'rollback.fenced-one': ['rollback', 'recovering', 'job-that-fails', 'job-cancelled'],
+  'rollback.fenced-all': ['rollback', 'recovering', 'job-that-fails', 'job-cancelled'],
+  'rollback.recorded': [
+    'rollback',
+    'run-that-fails',
+    'recovering',
+    'cleaning-up',
+    'job-that-fails',
+    'job-cancelled',
+  ],
+  'job.claimed': ['job', 'job-that-fails', 'job-taking-over', 'job-cancelled'],
+  'job.committed': ['job', 'job-taking-over'],
+  'job.failing': ['job-that-fails', 'job-cancelled'],
+  'job.ended': ['job', 'job-that-fails', 'job-cancelled'],
+  'compensation.claimed': ['run-that-fails', 'job-that-fails', 'job-cancelled'],
+  'compensation.ran': ['run-that-fails', 'job-that-fails', 'job-cancelled'],
   'recovery.listed': ['recovering', 'recovering-decided', 'cleaning-up'],
   'recovery.decided': ['recovering', 'cleaning-up'],
   'cleanup.recovered': ['cleaning-up'],
@@ -137,6 +153,14 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
       return recoveringDecided
     case 'cleaning-up':
       return cleaningUp
+    case 'job':
+      return job
+    case 'job-that-fails':
+      return jobThatFails
+    case 'job-taking-over':
+      return jobTakingOver
+    case 'job-cancelled':
+      return jobCancelled
     case 'page-table':
       return page(
         () => table({ database: 'billing' }),
