@@ -5,6 +5,7 @@ import { HoldfastError } from '../db/errors.ts'
 import { batchCommand } from './batch.ts'
 import { cleanupCommand } from './cleanup.ts'
 import { demoCommand } from './demo.ts'
+import { jobCommand } from './job.ts'
 import { migrateCommand } from './migrate.ts'
 import { outboxCommand } from './outbox.ts'
 import { txCommand } from './tx.ts'
@@ -26,6 +27,7 @@ const program = new Command('holdfast')
   .addCommand(batchCommand())
   .addCommand(cleanupCommand())
   .addCommand(demoCommand())
+  .addCommand(jobCommand())
   .addCommand(migrateCommand())
   .addCommand(outboxCommand())
   .addCommand(txCommand())

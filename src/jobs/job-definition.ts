@@ -132,7 +132,9 @@ export function defineJob<
   const P extends string = 'primary',
   Staged = unknown,
   Result = unknown,
->(spec: JobSpec<Name, S, P, Staged, Result>): DefinedJob<Name, S, P, Result> {
+>(
+  spec: JobSpec<Name, S, P, Staged, Result>,
+): DefinedJob<NoInfer<Name>, NoInfer<S>, NoInfer<P>, NoInfer<Result>> {
   const { name, participants = ['primary' as P], retry = {}, timeoutMs = 1, concurrency = 1 } = spec
   const { attempts = 1, backoffMs = 1, maxBackoffMs = 1 } = retry
   const problems: string[] = []

@@ -48,7 +48,8 @@ type InputOf<J> = J extends { readonly input?: infer S }
       : StandardSchemaV1.InferInput<NonNullable<S>>
     : unknown
   : unknown
-type InputFor<C, J> = J extends string ? InputOf<Extract<JobOf<C>, { readonly name: J }>> : InputOf<J>
+type InputFor<C, J> = J extends string ? InputOfNamed<Extract<JobOf<C>, { readonly name: J }>> : InputOf<J>
+type InputOfNamed<J> = [J] extends [never] ? unknown : InputOf<J>
 
 type StagedBy<W> = { [K in keyof W]: W[K] extends (...args: never[]) => infer R ? Awaited<R> : never }
 
