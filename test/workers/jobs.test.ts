@@ -190,6 +190,7 @@ describe.runIf(redis !== undefined)('when Redis forgets everything', () => {
       DATABASE_URL: urls.primary ?? '',
       HOLDFAST_DATABASE_BILLING_URL: urls.billing ?? '',
       REDIS_URL: server.url,
+      LOG_LEVEL: 'info',
     }
     const jobs = 60
     const enqueue = async (from: number) => {
