@@ -114,14 +114,7 @@ export type DefinedJob<
   Name extends string,
   S extends StandardSchemaV1 | undefined,
   P extends string,
-  Result,
-> = JobDefinition & {
-  readonly name: Name
-  readonly input?: S
-  readonly participants: readonly P[]
-  /** in types alone */
-  readonly '~result'?: AsJson<Result>
-}
+> = JobDefinition & { readonly name: Name; readonly input?: S; readonly participants: readonly P[] }
 
 const namePattern = /^[a-z][a-z0-9-]{0,49}$/
 
@@ -132,9 +125,7 @@ export function defineJob<
   const P extends string = 'primary',
   Staged = unknown,
   Result = unknown,
->(
-  spec: JobSpec<Name, S, P, Staged, Result>,
-): DefinedJob<NoInfer<Name>, NoInfer<S>, NoInfer<P>, NoInfer<Result>> {
+>(spec: JobSpec<Name, S, P, Staged, Result>): DefinedJob<NoInfer<Name>, NoInfer<S>, NoInfer<P>> {
   const { name, participants = ['primary' as P], retry = {}, timeoutMs = 1, concurrency = 1 } = spec
   const { attempts = 1, backoffMs = 1, maxBackoffMs = 1 } = retry
   const problems: string[] = []
@@ -160,5 +151,5 @@ export function defineJob<
   if (spec.input !== undefined && typeof spec.input['~standard']?.validate !== 'function')
     problems.push(`job ${name}: input is no Standard Schema (zod, valibot, arktype)`)
   if (problems.length > 0) throw new InvalidConfigError(problems)
-  return { ...spec, participants } as unknown as DefinedJob<Name, S, P, Result>
+  return { ...spec, participants } as unknown as DefinedJob<Name, S, P>
 }

@@ -575,7 +575,7 @@ describe('a job is stopped', () => {
       timeoutMs: 200,
       stage: order,
       async effects({ signal }) {
-        await new Promise((resolve) => signal.addEventListener('abort', resolve))
+        if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve))
         reasons.push(signal.reason)
         signal.throwIfAborted()
       },
