@@ -1,12 +1,16 @@
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
+import { pino } from 'pino'
 import postgres from 'postgres'
 import { describe, expect, inject, it, onTestFinished } from 'vitest'
 import { deferred } from '../../src/db/deferred.ts'
-import { insertJob } from '../../src/db/jobs.ts'
+import { findJob, insertJob } from '../../src/db/jobs.ts'
 import type { Tx } from '../../src/index.ts'
 import { createHoldfast, defineJob, type JobDefinition } from '../../src/index.ts'
-import type { HoldfastConfig } from '../../src/workers/config.ts'
+import { enqueueJob } from '../../src/jobs/enqueue-job.ts'
+import { type HoldfastConfig, resolveConfig } from '../../src/workers/config.ts'
+import { createContext } from '../../src/workers/context.ts'
+import { JobService } from '../../src/workers/job-service.ts'
 import { newDatabase, newDatabases, openContext } from '../support/database.ts'
 import { HoldfastProcess } from '../support/process.ts'
 import { startRedis } from '../support/redis-server.ts'
@@ -128,30 +132,6 @@ describe.each(backends)('jobs with their queues on %s', (_name, queues) => {
     expect((await hf.jobs.wait(hangs)).status).toBe('cancelled')
   })
 
-  it('are finished by a worker that stops, where they end in time', async () => {
-    const [entered, held] = [deferred<void>(), deferred<void>()]
-    const slow = defineJob({
-      name: 'slow',
-      stage: () => null,
-      async effects({ signal }) {
-        entered.resolve()
-        await held.promise
-        signal.throwIfAborted()
-        return 'done'
-      },
-    })
-    const { hf, sql } = await open([slow], { ...queues, timing: { drainMs: 60_000 } })
-    await hf.start()
-    const { jobId } = await hf.enqueue('slow', null)
-    await entered.promise
-    const closed = hf.close()
-    held.resolve()
-    await closed
-    expect(await sql`select status, result from holdfast.jobs where id = ${jobId}`).toEqual([
-      { status: 'completed', result: 'done' },
-    ])
-  })
-
   it('are handed back by a worker that stops, where they do not', async () => {
     const entered = deferred<void>()
     const slow = defineJob({
@@ -172,6 +152,56 @@ describe.each(backends)('jobs with their queues on %s', (_name, queues) => {
       { status: 'queued', owner: null, attempts: 0 },
     ])
     expect(await sql`select gid from pg_prepared_xacts where database = current_database()`).toEqual([])
+  })
+})
+
+describe('a job that runs', () => {
+  async function runSlow() {
+    const [entered, held, lock, stopping] = [
+      deferred<void>(),
+      deferred<void>(),
+      new AbortController(),
+      new AbortController(),
+    ]
+    const slow = defineJob({
+      name: 'slow',
+      stage: () => null,
+      async effects({ signal }) {
+        entered.resolve()
+        await held.promise
+        signal.throwIfAborted()
+        return 'done'
+      },
+    })
+    const config = resolveConfig(
+      { databases: { primary: await newDatabase() }, jobs: [slow], migrate: true },
+      {},
+    )
+    const ctx = await createContext(config, 'worker', pino({ level: 'silent' }))
+    onTestFinished(() => ctx.close())
+    const { jobId } = await enqueueJob(ctx, slow, null)
+    const run = new JobService(ctx, stopping.signal).run({ jobId, job: 'slow' }, lock.signal)
+    await entered.promise
+    const ended = async () => {
+      held.resolve()
+      await run
+      return findJob(ctx.databases.primary.sql, jobId)
+    }
+    return { lock, stopping, ended }
+  }
+
+  it('may end by itself where its worker stops', async () => {
+    const { lock, stopping, ended } = await runSlow()
+    stopping.abort()
+    // As BullMQ's worker does when it closes.
+    lock.abort()
+    expect(await ended()).toMatchObject({ status: 'completed', result: 'done' })
+  })
+
+  it('is aborted at once where its lock was lost', async () => {
+    const { lock, ended } = await runSlow()
+    lock.abort()
+    expect(await ended()).toMatchObject({ status: 'queued', attempts: 0 })
   })
 })
 
