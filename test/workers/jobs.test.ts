@@ -22,14 +22,14 @@ const backends = [
   ...(redis === undefined ? [] : [['Redis', { redis }] as const]),
 ]
 
-async function open<const J extends readonly JobDefinition[]>(jobs: J, more: HoldfastConfig = {}) {
+async function open(jobs: readonly JobDefinition[], more: HoldfastConfig = {}) {
   const primary = await newDatabase()
   const sql = postgres(primary, { max: 2, onnotice: () => undefined })
   onTestFinished(() => sql.end())
   await sql`create table orders (n int, at timestamptz default clock_timestamp())`
-  const config = { ...more, databases: { primary }, jobs, migrate: true }
   const timing = { assertEveryMs: 50, ...more.timing }
-  const hf = await createHoldfast({ ...config, timing } as HoldfastConfig)
+  const config: HoldfastConfig = { ...more, databases: { primary }, jobs, migrate: true, timing }
+  const hf = await createHoldfast(config)
   onTestFinished(() => hf.close())
   return { hf, sql }
 }
