@@ -6,6 +6,7 @@ export type { CloudEvent } from './db/cloud-event.ts'
 export type { DistributedTransaction, ListFilter, Status } from './db/distributed-transactions.ts'
 export * from './db/errors.ts'
 export type { EventRunner } from './db/event-runner.ts'
+export type { Job, JobError, JobFilter, JobStatus } from './db/jobs.ts'
 export type { Json } from './db/json.ts'
 export type { NewEvent } from './db/outbox.ts'
 export type { OutboxEvent } from './db/outbox-event.ts'
@@ -23,11 +24,24 @@ export type { Begun } from './jobs/begin.ts'
 export type { BeginOptions } from './jobs/begin-options.ts'
 export type { DryChunk, DryRun, DryRunOptions } from './jobs/dry-run-batch.ts'
 export type { EnqueuedBatch } from './jobs/enqueue-batch.ts'
+export type { Enqueued, EnqueueOptions } from './jobs/enqueue-job.ts'
 export type { Progress } from './jobs/finish.ts'
 export type { IdempotentOptions, IdempotentResult, IdempotentWork } from './jobs/idempotent.ts'
+export {
+  type AsJson,
+  type DefinedJob,
+  defineJob,
+  type JobCompensationContext,
+  type JobDefinition,
+  type JobEffectsContext,
+  type JobSpec,
+  type RetryOptions,
+  type StageContext,
+} from './jobs/job-definition.ts'
 export { type KeysetColumn, type KeysetOptions, keyset } from './jobs/keyset.ts'
 export type { CompensationContext, Operation } from './jobs/operations.ts'
 export type { Evidence, Outcome, ParticipantEvidence } from './jobs/outcome.ts'
+export { RetryLater } from './jobs/retry.ts'
 export type { EffectsContext, RunResult, RunSpec } from './jobs/run-distributed.ts'
 export type { Schedule } from './jobs/schedule-definition.ts'
 export type { MissedPolicy } from './jobs/schedules.ts'

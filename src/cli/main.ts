@@ -5,6 +5,7 @@ import { HoldfastError } from '../db/errors.ts'
 import { batchCommand } from './batch.ts'
 import { cleanupCommand } from './cleanup.ts'
 import { demoCommand } from './demo.ts'
+import { jobCommand } from './job.ts'
 import { migrateCommand } from './migrate.ts'
 import { outboxCommand } from './outbox.ts'
 import { scheduleCommand } from './schedule.ts'
@@ -27,6 +28,7 @@ const program = new Command('holdfast')
   .addCommand(batchCommand())
   .addCommand(cleanupCommand())
   .addCommand(demoCommand())
+  .addCommand(jobCommand())
   .addCommand(migrateCommand())
   .addCommand(outboxCommand())
   .addCommand(scheduleCommand())

@@ -21,6 +21,17 @@ export async function listDueCompensations(sql: Sql, limit = 1_000): Promise<Due
   return rows.map((row) => ({ ...row, attempt: attemptFromUuid(row.attempt) }))
 }
 
+/** What of a name's attempts is still to be compensated, or never will be. */
+export async function listUnsettledCompensations(
+  sql: Sql,
+  name: string,
+): Promise<{ attempt: string; operation: string | null; compensation: 'due' | 'failed' }[]> {
+  const rows = await sql<{ attempt: string; operation: string | null; compensation: 'due' | 'failed' }[]>`
+    select attempt, operation, compensation from holdfast.distributed_transactions
+    where name = ${name} and compensation in ('due', 'failed') order by created_at`
+  return rows.map((row) => ({ ...row, attempt: attemptFromUuid(row.attempt) }))
+}
+
 /** Makes `owner` the one who compensates, for as long as its lease lives. Undefined: it is not ready, or another does. */
 export async function claimCompensation(
   sql: Sql,

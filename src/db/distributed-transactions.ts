@@ -55,6 +55,13 @@ export async function findByName(sql: Sql, name: string): Promise<DistributedTra
   return rows.map(fromRow)[0]
 }
 
+/** All attempts of a name that are still recorded, the oldest first. */
+export async function listAttemptsOf(sql: Sql, name: string): Promise<DistributedTransaction[]> {
+  const rows = await sql<DistributedTransaction[]>`
+    select ${sql.unsafe(columns)} from holdfast.distributed_transactions where name = ${name} order by created_at`
+  return rows.map(fromRow)
+}
+
 export async function findByAttempt(sql: Sql, attempt: string): Promise<DistributedTransaction | undefined> {
   const rows = await sql<DistributedTransaction[]>`
     select ${sql.unsafe(columns)} from holdfast.distributed_transactions where attempt = ${attempt}`

@@ -140,6 +140,22 @@ export class WrongBatchStateError extends HoldfastError {
   readonly code = 'HOLDFAST_WRONG_BATCH_STATE'
 }
 
+/** The job is in a state in which this cannot be done to it. */
+export class WrongJobStateError extends HoldfastError {
+  readonly code = 'HOLDFAST_WRONG_JOB_STATE'
+}
+
+/** What an earlier attempt of a job did outside is not undone yet; `givenUp`: its compensation failed for good. */
+export class CompensationOutstandingError extends HoldfastError {
+  readonly code = 'HOLDFAST_COMPENSATION_OUTSTANDING'
+  readonly givenUp: boolean
+
+  constructor(message: string, options: ErrorOptions & { givenUp: boolean }) {
+    super(message, options)
+    this.givenUp = options.givenUp
+  }
+}
+
 /** Something that is not at its end holds the cursors of a sink: back-pressure, try again later. */
 export class CursorBusyError extends HoldfastError {
   readonly code = 'HOLDFAST_CURSOR_BUSY'

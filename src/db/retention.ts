@@ -1,5 +1,6 @@
 import type { Participant } from './databases.ts'
 import { removeOldSeen } from './inbox-seen.ts'
+import { removeOldJobs } from './jobs.ts'
 import type { Tx } from './tx.ts'
 
 /**
@@ -7,9 +8,9 @@ import type { Tx } from './tx.ts'
  * for, and never while its attempt is unfinished: it is the answer to "did it commit here?".
  */
 export type Retention = {
-  /** of rows at their end, their votes, and their markers; milliseconds */
+  /** of rows at their end, their votes and their markers, and of jobs that completed or were cancelled; milliseconds */
   transactionsMs: number
-  /** of the audit; milliseconds */
+  /** of the audit, and of jobs that failed; milliseconds */
   eventsMs: number
   /**
    * of what consumers have seen (`once`); milliseconds. An event that comes again later than that counts as new, so it
@@ -22,16 +23,26 @@ export type Retention = {
   outboxMs?: number
 }
 
-export type Removed = { transactions: number; events: number; runs: number; markers: number; seen: number }
+export type Removed = {
+  transactions: number
+  events: number
+  runs: number
+  jobs: number
+  markers: number
+  seen: number
+}
 
 /** In the coordinator; in the caller's transaction. Rows whose outcome is not settled stay, however old. */
 export async function removeOld(tx: Tx, retention: Retention, limit: number): Promise<Removed> {
   const old = (ms: number) => tx`clock_timestamp() - make_interval(secs => ${ms / 1000})`
   const removed = await tx<{ attempt: string }[]>`
     delete from holdfast.distributed_transactions where attempt in (
-      select attempt from holdfast.distributed_transactions
+      select attempt from holdfast.distributed_transactions t
       where status in ('committed', 'rolled_back', 'cleaned_up') and updated_at < ${old(retention.transactionsMs)}
         and quarantine is null and compensation in ('none', 'done')
+        -- A job that does not know yet that it has committed must not find its name free.
+        and not exists (select from holdfast.jobs j where 'job:' || j.id = t.name
+                        and j.status in ('queued', 'running', 'cancelling'))
       order by updated_at limit ${limit} for update skip locked)
     returning attempt`
   if (removed.length > 0) {
@@ -41,9 +52,11 @@ export async function removeOld(tx: Tx, retention: Retention, limit: number): Pr
     delete from holdfast.transaction_events where (name, id) in (
       select name, id from holdfast.transaction_events where at < ${old(retention.eventsMs)} limit ${limit})`
   const runs = await tx`delete from holdfast.job_runs where at < ${old(retention.eventsMs)}`
+  const { transactionsMs: endedMs, eventsMs: failedMs } = retention
+  const jobs = await removeOldJobs(tx, { endedMs, failedMs }, limit)
   const markers = await removeMarkersWithoutRow(tx, retention, limit)
   const seen = retention.seenMs === undefined ? 0 : await removeOldSeen(tx, retention.seenMs, limit)
-  return { transactions: removed.length, events: events.count, runs: runs.count, markers, seen }
+  return { transactions: removed.length, events: events.count, runs: runs.count, jobs, markers, seen }
 }
 
 /** In any other participant. `unfinished`: the attempts whose markers stay. */

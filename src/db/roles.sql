@@ -78,6 +78,7 @@ begin
       ('outbox_snapshots', 'insert, delete', null),
       -- Written by the operator's functions alone; retention removes what is old.
       ('outbox_actions', 'delete', null),
+      ('jobs', 'insert, update, delete', null),
       ('batch_jobs', 'insert, update', null),
       ('batch_positions', 'insert', null),
       ('batch_ranges', 'insert, update (until)', null),

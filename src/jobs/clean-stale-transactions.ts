@@ -33,7 +33,7 @@ export async function cleanStaleTransactions(
   await reached('cleanup.recovered')
   const leases = await removeDeadLeases(ctx.databases.primary.sql)
   const { emptied } = await removeOldOutbox(ctx, retention, signal)
-  const none: Removed = { transactions: 0, events: 0, runs: 0, markers: 0, seen: 0 }
+  const none: Removed = { transactions: 0, events: 0, runs: 0, jobs: 0, markers: 0, seen: 0 }
   const report: CleanUpReport = { ...recovered, leases, partitions: emptied.length, ...none }
   report.markers += await removeMarkersElsewhere(ctx, retention)
   report.seen += await removeSeenElsewhere(ctx, retention, signal)
@@ -42,6 +42,7 @@ export async function cleanStaleTransactions(
     report.transactions += removed.transactions
     report.events += removed.events
     report.runs += removed.runs
+    report.jobs += removed.jobs
     report.markers += removed.markers
     report.seen += removed.seen
     if (Math.max(...Object.values(removed)) < batchSize) break

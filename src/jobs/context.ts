@@ -5,7 +5,7 @@ import { readSlotBudget, type SlotBudget } from '../db/servers.ts'
 import type { WorkerKind } from '../db/workers.ts'
 import { type AlertSettings, Alerts } from './alerts.ts'
 import { type Clock, systemClock } from './clock.ts'
-import type { Operation } from './operations.ts'
+import type { KnownOperation, Operation } from './operations.ts'
 import { OutboxWakeup } from './outbox-wakeup.ts'
 import { OwnerLease } from './owner-lease.ts'
 import { Telemetry } from './telemetry.ts'
@@ -18,7 +18,7 @@ export type JobContext = {
   /** who we are */
   lease: OwnerLease
   /** by name; runDistributed adds those that it is given */
-  operations: Map<string, Operation>
+  operations: Map<string, KnownOperation>
   log: Logger
   telemetry: Telemetry
   alerts: Alerts

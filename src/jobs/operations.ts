@@ -20,3 +20,9 @@ export type Operation = {
   /** undoes, outside the databases, what effects may have done; runs once the rollback is proved */
   compensate?: (context: CompensationContext) => Promise<void> | void
 }
+
+/** As this process knows it. */
+export type KnownOperation = Operation & {
+  /** whether somebody goes on with the transaction of this name before long, so that its deadline alone does not end it */
+  resumes?: (name: string) => Promise<boolean>
+}

@@ -142,6 +142,8 @@ async function recoverRow(
   const undecided = row.decision === null && (!running || row.pastDeadline)
   const participants = undecided && reachable ? await factsOf(ctx, row, first, second) : undefined
   const verdict = judge({ status: row.status, running, pastDeadline: row.pastDeadline, participants })
+  if (verdict.act === 'abort' && verdict.cause === 'deadline' && (await isHandedOn(ctx, row, running)))
+    return 'left'
   switch (verdict.act) {
     case 'leave':
       return 'left'
@@ -172,6 +174,12 @@ async function recoverRow(
       return now ? drive(ctx, now, second) : 'left'
     }
   }
+}
+
+/** A job whose run died goes on with what is pending, and extends the deadline; nobody is in it now, so nobody is late. */
+async function isHandedOn(ctx: JobContext, row: Unfinished, running: boolean): Promise<boolean> {
+  if (row.status !== 'pending' || running) return false
+  return (await ctx.operations.get(row.operation ?? '')?.resumes?.(row.name)) === true
 }
 
 /** The markers are read after both listings. */

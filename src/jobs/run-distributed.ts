@@ -57,6 +57,8 @@ export type RunSpec<T, R> = Omit<BeginOptions, 'awaits'> & {
   deadlineMs?: number
   /** the same as deadlineMs */
   timeoutMs?: number
+  /** aborts the effects' signal */
+  signal?: AbortSignal
 }
 
 export type RunResult<T, R> = {
@@ -74,7 +76,13 @@ const maxMarginMs = 5_000
 type Spec = RunSpec<unknown, unknown>
 type Result = RunResult<unknown, unknown>
 
-export async function runDistributed(ctx: JobContext, name: string, spec: Spec): Promise<Result> {
+/** `beforeStaging`: may throw; nothing is staged then. */
+export async function runDistributed(
+  ctx: JobContext,
+  name: string,
+  spec: Spec,
+  beforeStaging?: () => Promise<void>,
+): Promise<Result> {
   checkTransactionName(name)
   register(ctx, spec)
   const deadlineMs = spec.deadlineMs ?? spec.timeoutMs ?? defaultDeadlineMs
@@ -84,7 +92,10 @@ export async function runDistributed(ctx: JobContext, name: string, spec: Spec):
     for (;;) {
       const row = await findByName(ctx.databases.primary.sql, name)
       const next = row && row.status !== 'rolled_back' && row.status !== 'cleaned_up' ? row : undefined
-      if (next === undefined) return await runNew(ctx, name, spec, deadlineMs)
+      if (next === undefined) {
+        await beforeStaging?.()
+        return await runNew(ctx, name, spec, deadlineMs)
+      }
       const resumed = await resume(ctx, next, spec, deadlineMs)
       if (resumed !== 'stage-again') return resumed
     }
@@ -104,7 +115,7 @@ function register(ctx: JobContext, { operation, compensate: undo }: Spec): void 
 }
 
 async function runNew(ctx: JobContext, name: string, spec: Spec, deadlineMs: number): Promise<Result> {
-  const { stage: work, effects: _e, compensate: _c, timeoutMs: _t, ...options } = spec
+  const { stage: work, effects: _e, compensate: _c, timeoutMs: _t, signal: _s, ...options } = spec
   const until = performance.now() + deadlineMs
   const begun = await stage(ctx, name, work, { ...options, deadlineMs }, 'run')
   return runPending(ctx, begun, spec, until, deadlineMs)
@@ -173,7 +184,8 @@ async function runPending(
     try {
       await reached('run.effects')
       ran = true
-      const context = { name, attempt, staged, idempotencyKey: attempt, signal: limit.signal }
+      const signal = spec.signal ? AbortSignal.any([limit.signal, spec.signal]) : limit.signal
+      const context = { name, attempt, staged, idempotencyKey: attempt, signal }
       const returned = await traced('holdfast.effects', pending, async () => spec.effects?.(context))
       result = throughJson(returned ?? null, 'what the effects returned')
     } catch (error) {

@@ -5,6 +5,7 @@ import type { Retention } from '../db/retention.ts'
 import { checkParticipantName } from '../db/transaction-name.ts'
 import type { AlertSettings } from '../jobs/alerts.ts'
 import type { BatchDefinition } from '../jobs/batch-definition.ts'
+import type { JobDefinition } from '../jobs/job-definition.ts'
 import type { Operation } from '../jobs/operations.ts'
 import { resolveSchedules, type Schedule, type ScheduleDefinition } from '../jobs/schedule-definition.ts'
 import { missedPolicies } from '../jobs/schedules.ts'
@@ -21,6 +22,7 @@ export type HoldfastConfig = {
   readonly redis?: string
   /** a human's name for this installation */
   readonly namespace?: string
+  readonly jobs?: readonly JobDefinition[]
   readonly batches?: readonly BatchDefinition[]
   /** what is enqueued again and again, by cron expressions */
   readonly schedules?: readonly Schedule[]
@@ -62,6 +64,7 @@ export type ResolvedConfig = {
   databases: Record<string, string>
   redis: string | undefined
   namespace: string | undefined
+  jobs: ReadonlyMap<string, JobDefinition>
   batches: ReadonlyMap<string, BatchDefinition>
   schedules: ReadonlyMap<string, ScheduleDefinition>
   sinks: ReadonlyMap<string, Sink>
@@ -74,8 +77,20 @@ export type ResolvedConfig = {
   logLevel: string
 }
 
+type ParticipantOf<J> = J extends { readonly participants: readonly (infer P)[] } ? P : never
+
+/** The databases that a job of the config takes part on and that the config does not declare. */
+type Undeclared<C> = C extends { jobs: readonly (infer J)[] }
+  ? Exclude<ParticipantOf<J>, 'primary' | (C extends { databases: infer D } ? keyof D : never)>
+  : never
+
+/** What a config must not be: jobs on databases that it does not declare. */
+export type Checked<C> = [Undeclared<C>] extends [never]
+  ? unknown
+  : { jobs: `\`databases\` declares no ${Undeclared<C> & string}` }
+
 /** Keeps the literal types of a config, so that names in it are checked where they are used. */
-export function defineConfig<const C extends HoldfastConfig>(config: C): C {
+export function defineConfig<const C extends HoldfastConfig>(config: C & Checked<C>): C {
   return config
 }
 
@@ -104,6 +119,11 @@ const schedule = z.strictObject({
   name: z.string().optional(),
 })
 
+const job = z.custom<JobDefinition>(
+  (value) => typeof value === 'object' && value !== null && 'stage' in value && 'participants' in value,
+  'is not a job definition; make it with defineJob',
+)
+
 const sink = z.custom<Sink>(
   (value) =>
     typeof value === 'object' && value !== null && 'open' in value && typeof value.open === 'function',
@@ -125,6 +145,7 @@ const shape = z.strictObject({
     .string()
     .regex(/^[a-z0-9][a-z0-9-]{0,30}$/)
     .optional(),
+  jobs: z.array(job).default([]),
   batches: z.array(definition).default([]),
   schedules: z.array(schedule).default([]),
   sinks: z.record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/), sink).default({}),
@@ -164,6 +185,7 @@ export function resolveConfig(
     databases,
     redis,
     namespace,
+    jobs,
     batches,
     schedules,
     sinks,
@@ -192,11 +214,19 @@ export function resolveConfig(
       problems.push(`batches: two are named ${batch.name}`)
   }
   const resolvedSchedules = resolveSchedules(schedules, batches, problems)
+  for (const [i, { name, participants = [] }] of jobs.entries()) {
+    if (jobs.findIndex((other) => other.name === name) < i) problems.push(`jobs: two are named ${name}`)
+    for (const participant of participants) {
+      if (!(participant in urls))
+        problems.push(`jobs: ${name} takes part on ${participant}, which \`databases\` does not declare`)
+    }
+  }
   if (problems.length > 0) throw new InvalidConfigError(problems)
   return {
     databases: urls,
     redis: redisUrl,
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
+    jobs: new Map(jobs.map((definition) => [definition.name, definition])),
     batches: new Map(batches.map((batch) => [batch.name, batch])),
     schedules: resolvedSchedules,
     sinks: new Map(Object.entries(sinks)),

@@ -7,6 +7,7 @@ import { checkSchema, migrate } from '../db/migrate.ts'
 import type { WorkerKind } from '../db/workers.ts'
 import { createJobContext, type JobContext } from '../jobs/context.ts'
 import { eventLimits } from '../jobs/event-limits.ts'
+import { registerJob } from '../jobs/run-job.ts'
 import type { ResolvedConfig } from './config.ts'
 import { migrateQueues, Queues } from './queues.ts'
 
@@ -43,6 +44,7 @@ export async function createContext(config: ResolvedConfig, kind: WorkerKind, lo
       eventLimit: eventLimits(config.sinks, config.routes),
     })
     opened.push(() => job.lease.end())
+    for (const definition of config.jobs.values()) registerJob(job, definition)
     const queues = new Queues({
       redis: config.redis,
       postgres: databases.primary.url,

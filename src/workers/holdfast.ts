@@ -10,6 +10,7 @@ import {
 } from '../db/distributed-transactions.ts'
 import type { EventRunner } from '../db/event-runner.ts'
 import { recordSeen } from '../db/inbox-seen.ts'
+import type { Job, JobFilter, JobStatus } from '../db/jobs.ts'
 import type { Json } from '../db/json.ts'
 import { appendEvents, type NewEvent } from '../db/outbox.ts'
 import type { Force } from '../jobs/batch-control.ts'
@@ -18,6 +19,7 @@ import type { BeginOptions } from '../jobs/begin-options.ts'
 import { commitDistributed, rollbackDistributed } from '../jobs/coordinator.ts'
 import type { DryRun, DryRunOptions } from '../jobs/dry-run-batch.ts'
 import type { EnqueuedBatch, WaitOptions } from '../jobs/enqueue-batch.ts'
+import type { Enqueued, EnqueueOptions } from '../jobs/enqueue-job.ts'
 import type { Progress } from '../jobs/finish.ts'
 import {
   type IdempotentOptions,
@@ -25,14 +27,16 @@ import {
   type IdempotentWork,
   idempotent,
 } from '../jobs/idempotent.ts'
+import type { JobWaitOptions } from '../jobs/job-control.ts'
 import { type Outcome, outcome } from '../jobs/outcome.ts'
 import { type RunResult, type RunSpec, runDistributed } from '../jobs/run-distributed.ts'
 import type { Work } from '../jobs/stage-work.ts'
 import type { Verification } from '../jobs/verify-batch.ts'
 import { type VoteOptions, type VoteResult, vote } from '../jobs/vote.ts'
 import { Batches } from './batches.ts'
-import { type HoldfastConfig, resolveConfig } from './config.ts'
+import { type Checked, type HoldfastConfig, resolveConfig } from './config.ts'
 import { type Context, createContext } from './context.ts'
+import { Jobs } from './jobs.ts'
 import { createLog } from './log.ts'
 import { Schedules, type ScheduleView } from './schedules.ts'
 import { WorkerService } from './worker.ts'
@@ -43,6 +47,19 @@ type BatchName<C> = C extends { batches: readonly (infer B)[] }
     ? N
     : string
   : string
+
+type JobOf<C> = C extends { jobs: readonly (infer J)[] } ? J : { readonly name: string }
+type JobName<C> = JobOf<C> extends { readonly name: infer N } ? N & string : string
+/** What a job may be enqueued with; of a name, that of the config's definition. */
+type InputOf<J> = J extends { readonly input?: infer S }
+  ? NonNullable<S> extends StandardSchemaV1
+    ? [NonNullable<S>] extends [never]
+      ? unknown
+      : StandardSchemaV1.InferInput<NonNullable<S>>
+    : unknown
+  : unknown
+type InputFor<C, J> = J extends string ? InputOfNamed<Extract<JobOf<C>, { readonly name: J }>> : InputOf<J>
+type InputOfNamed<J> = [J] extends [never] ? unknown : InputOf<J>
 
 type StagedBy<W> = { [K in keyof W]: W[K] extends (...args: never[]) => infer R ? Awaited<R> : never }
 
@@ -124,6 +141,33 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
     options: IdempotentOptions,
     work: IdempotentWork<T>,
   ): Promise<IdempotentResult<T>>
+  /**
+   * Enqueues a job of the config, or by its name; its input is validated first (HOLDFAST_INVALID_PAYLOAD) and stored as it
+   * was given. With `tx`, a transaction on `primary`, the job exists exactly if that commits, and workers find it within
+   * `timing.assertEveryMs` after.
+   *
+   * While a transaction that has enqueued the same `deduplication.id` is open or prepared, this waits for its end; a
+   * `lock_timeout` ends the wait (55P03).
+   */
+  enqueue<const J extends JobName<C> | { readonly name: JobName<C> }>(
+    job: J,
+    input: InputFor<C, J>,
+    options?: EnqueueOptions,
+  ): Promise<Enqueued>
+  readonly jobs: {
+    get(jobId: string): Promise<Job | undefined>
+    /** The newest first; a hundred unless `limit` says otherwise. */
+    list(filter?: JobFilter): Promise<Job[]>
+    /** Runs what has failed again, with all its attempts before it, and what waits at once. Throws HOLDFAST_WRONG_JOB_STATE. */
+    retry(jobId: string): Promise<JobStatus>
+    /**
+     * Ends a job for good: what it staged is rolled back, what its effects did is compensated. `cancelling` while its run is
+     * still to let go. One that has committed completes; throws HOLDFAST_WRONG_JOB_STATE for one that has completed.
+     */
+    cancel(jobId: string): Promise<JobStatus>
+    /** Waits until a job (its id, or what enqueue returned) has ended, or the signal aborts; returns it as it is then. */
+    wait(job: string | Enqueued, options?: JobWaitOptions): Promise<Job>
+  }
   readonly batches: {
     /** Enqueues a batch job; its parameters are validated first (HOLDFAST_INVALID_PAYLOAD). */
     enqueue<P>(
@@ -180,7 +224,9 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
 }
 
 /** Opens a Holdfast that produces; `start()` makes it work as well. Throws HOLDFAST_INVALID_CONFIG and schema errors. */
-export async function createHoldfast<const C extends HoldfastConfig>(config: C): Promise<Holdfast<C>> {
+export async function createHoldfast<const C extends HoldfastConfig>(
+  config: C & Checked<C>,
+): Promise<Holdfast<C>> {
   const resolved = resolveConfig(config, process.env)
   const ctx = await createContext(resolved, 'producer', createLog(resolved.logLevel, 'holdfast'))
   return new Instance(ctx)
@@ -189,12 +235,14 @@ export async function createHoldfast<const C extends HoldfastConfig>(config: C):
 class Instance implements Holdfast {
   readonly #ctx: Context
   readonly #batches: Batches
+  readonly #jobs: Jobs
   #workers: WorkerService | undefined
   #closed: Promise<void> | undefined
 
   constructor(ctx: Context) {
     this.#ctx = ctx
     this.#batches = new Batches(ctx)
+    this.#jobs = new Jobs(ctx)
   }
 
   async beginDistributed(name: string, work: unknown, options?: BeginOptions): Promise<never> {
@@ -246,6 +294,18 @@ class Instance implements Holdfast {
   ): Promise<IdempotentResult<T>> {
     const { leaseMs } = this.#ctx.config.timing
     return idempotent(this.#ctx, { leaseMs, ...options }, work)
+  }
+
+  enqueue(
+    job: string | { readonly name: string },
+    input: unknown,
+    options?: EnqueueOptions,
+  ): Promise<Enqueued> {
+    return this.#jobs.enqueue(job, input, options)
+  }
+
+  get jobs(): Jobs {
+    return this.#jobs
   }
 
   get batches(): Batches {

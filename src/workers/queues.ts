@@ -35,7 +35,8 @@ const answerMs = 5_000
 /** How long the next job of a schedule may be due before the schedule counts as one that stopped. */
 const standstillMs = 10_000
 
-export type QueuedJob = { name: string; id: string; data: Record<string, string> }
+/** `priority`: 0, the default, comes first, then 1, and so on. */
+export type QueuedJob = { name: string; id: string; data: Record<string, string>; priority?: number }
 
 export type Processor = (
   job: { name: string; data: Record<string, string> },
@@ -61,9 +62,14 @@ export async function migrateQueues(postgres: string): Promise<void> {
 // The two backends give Queue and Worker different types; this is what both have and we use.
 type AnyQueue = Pick<
   Queue,
-  'add' | 'close' | 'upsertJobScheduler' | 'getJobScheduler' | 'removeJobScheduler' | 'obliterate'
+  'add' | 'addBulk' | 'close' | 'upsertJobScheduler' | 'getJobScheduler' | 'removeJobScheduler' | 'obliterate'
 >
 type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs'> & { waitUntilReady(): Promise<unknown> }
+
+function optionsOf({ id, priority }: QueuedJob) {
+  const options = { jobId: id, removeOnComplete: true, removeOnFail: true }
+  return priority === undefined || priority === 0 ? options : { ...options, priority }
+}
 
 export class Queues {
   readonly #settings: QueueSettings
@@ -76,12 +82,19 @@ export class Queues {
 
   /** Adds a job unless one with its id is queued or running. It leaves no trace when it ends. */
   async add(queue: QueueName, job: QueuedJob): Promise<void> {
-    const options = { jobId: job.id, removeOnComplete: true, removeOnFail: true }
     await within(
       answerMs,
       `adding to the queue ${queue}`,
-      this.#queue(queue).add(job.name, job.data, options),
+      this.#queue(queue).add(job.name, job.data, optionsOf(job)),
     )
+  }
+
+  async addAll(queue: QueueName, jobs: readonly QueuedJob[]): Promise<void> {
+    if (jobs.length === 0) return
+    const added = this.#queue(queue).addBulk(
+      jobs.map((job) => ({ name: job.name, data: job.data, opts: optionsOf(job) })),
+    )
+    await within(answerMs, `adding to the queue ${queue}`, added)
   }
 
   /** Asserts a schedule; asserting it again changes nothing. */

@@ -8,6 +8,7 @@ import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
 import { type RunProgress, runBatch } from '../jobs/run-batch.ts'
 import type { Context } from './context.ts'
+import { JobService } from './job-service.ts'
 import { Loop } from './loop.ts'
 import { OutboxService } from './outbox-service.ts'
 import { ScheduleService } from './schedule-service.ts'
@@ -25,6 +26,7 @@ export class WorkerService {
   readonly #ctx: Context
   readonly #outbox: OutboxService
   readonly #schedules: ScheduleService
+  readonly #jobs: JobService
   readonly #running = new Set<string>()
   readonly #loops: Loop[] = []
   readonly #stopping = new AbortController()
@@ -34,6 +36,7 @@ export class WorkerService {
     this.#ctx = ctx
     this.#outbox = new OutboxService(ctx)
     this.#schedules = new ScheduleService(ctx, ({ jobId }) => ctx.queues.add('batch', batchQueueJob(jobId)))
+    this.#jobs = new JobService(ctx, this.#stopping.signal)
   }
 
   async start(): Promise<void> {
@@ -47,7 +50,9 @@ export class WorkerService {
       this.#runBatch(data, signal, showProgress),
     )
     await queues.work('cleanup', 1, ({ name }, signal) => this.#cleanUp(name, signal))
-    await queues.work('jobs', 4, ({ data }, signal) => this.#compensate(data, signal))
+    await queues.work('jobs', 4, ({ name, data }, signal) =>
+      name === 'run-job' ? this.#jobs.run(data, signal) : this.#compensate(data, signal),
+    )
     if (this.#schedules.any) {
       await queues.work('schedules', 4, ({ data }, signal) => this.#tick(data, signal))
     }
@@ -58,7 +63,12 @@ export class WorkerService {
     await this.#assertQueues()
     for (const loop of this.#loops) loop.start()
     log.info(
-      { worker: lease.id, batches: [...config.batches.keys()], sinks: this.#outbox.sinks },
+      {
+        worker: lease.id,
+        jobs: [...config.jobs.keys()],
+        batches: [...config.batches.keys()],
+        sinks: this.#outbox.sinks,
+      },
       'worker started',
     )
   }
@@ -122,6 +132,7 @@ export class WorkerService {
     for (const job of await listUnfinishedBatchJobs(databases.primary.sql)) {
       if (config.batches.has(job.batch)) await queues.add('batch', batchQueueJob(job.id))
     }
+    await this.#jobs.assert()
     for (const { attempt } of await dueCompensations(this.#ctx)) {
       await queues.add('jobs', { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
     }

@@ -24,6 +24,8 @@ import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinat
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { expireIdempotencyKeys } from '../../src/jobs/expire-idempotency-keys.ts'
 import { idempotent } from '../../src/jobs/idempotent.ts'
+import { cancelJob, retryJob } from '../../src/jobs/job-control.ts'
+import { defineJob } from '../../src/jobs/job-definition.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { outcome } from '../../src/jobs/outcome.ts'
 import { recover } from '../../src/jobs/recovery.ts'
@@ -35,6 +37,7 @@ import { table } from '../../src/jobs/sinks/table.ts'
 import { vote } from '../../src/jobs/vote.ts'
 import { migrateQueues, Queues } from '../../src/workers/queues.ts'
 import { type Cluster, newDatabases } from '../support/database.ts'
+import { JobProcess } from '../support/jobs.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 import { Relays } from '../support/relays.ts'
 import { SqlCursor } from '../support/sql-cursor.ts'
@@ -369,6 +372,7 @@ describe('installing the roles', () => {
       inbox_seen: ['insert, update some, delete', ''],
       job_runs: ['insert, delete', ''],
       schedules: ['insert, update, delete', ''],
+      jobs: ['insert, update, delete', ''],
       outbox: ['insert', ''],
       ...Object.fromEntries(slots.map((slot) => [`outbox_${slot}`, ['truncate', '']])),
       outbox_actions: ['delete', ''],
@@ -491,6 +495,37 @@ describe('an application', () => {
     // The same with the commit of a page and the staging of the next in one flush.
     for (let i = 0; i < 5; i++) await primary.sql`select holdfast.publish('d', 'subject', '4')`
     expect(await relay.drain(signal)).toEqual({ published: 5, outcome: 'idle' })
+  })
+
+  it('enqueues, runs, redrives, cancels and cleans up jobs', async () => {
+    const urls = await newInstallation({ billing: 'west' })
+    const compensate = vi.fn()
+    let works = false
+    const place = defineJob({
+      name: 'place',
+      participants: ['primary', 'billing'],
+      retry: { attempts: 1 },
+      async stage({ txs }) {
+        for (const tx of Object.values(txs)) await order(1)(tx)
+      },
+      effects() {
+        if (!works) throw new Error('refused')
+      },
+      compensate,
+    })
+    const app = new JobProcess(await newApp(urls), [place])
+    const jobId = await app.ctx.databases.primary.transaction((tx) => app.enqueue('place', null, { tx }))
+    expect(await app.run(jobId)).toBe('failed')
+    expect(compensate).toHaveBeenCalledOnce()
+    works = true
+    expect(await retryJob(app.ctx, jobId)).toBe('queued')
+    expect(await app.run(jobId)).toBe('completed')
+    expect(await ordersIn(app.ctx)).toEqual([[1], [1]])
+    expect(await cancelJob(app.ctx, await app.enqueue('place'))).toBe('cancelled')
+    await ownerOf(urls.primary ?? '')`update holdfast.jobs set created_at = created_at - interval '1 hour',
+      finished_at = finished_at - interval '1 hour'`
+    const retention = { transactionsMs: 60_000, eventsMs: 60_000 }
+    expect(await cleanStaleTransactions(app.ctx, retention, signal)).toMatchObject({ jobs: 2 })
   })
 
   it('runs a batch', async () => {

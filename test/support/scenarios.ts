@@ -18,6 +18,7 @@ import { table } from '../../src/jobs/sinks/table.ts'
 import { verifyBatch } from '../../src/jobs/verify-batch.ts'
 import { chunkRanges, chunkTwoDatabases } from './batch-scenarios.ts'
 import { completing, expiring } from './idempotency-scenarios.ts'
+import { job, jobCancelled, jobTakingOver, jobThatFails } from './job-scenarios.ts'
 import { preparedGids } from './prepared-gids.ts'
 import { Relays } from './relays.ts'
 import { cleaningUp, recovering, recoveringDecided, run, runThatFails, takingOver } from './run-scenarios.ts'
@@ -51,6 +52,10 @@ export type ScenarioName =
   | 'recovering-decided'
   | 'cleaning-up'
   | 'schedule'
+  | 'job'
+  | 'job-that-fails'
+  | 'job-taking-over'
+  | 'job-cancelled'
   | 'page-table'
   | 'page-stream'
   | 'page-parking'
@@ -65,24 +70,35 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
   'chunk.committed': ['chunk', 'chunk-poison', 'chunk-ranges', 'cleaning-up', 'expiring-keys'],
   'batch.ranges-recorded': ['chunk-ranges'],
   'batch.range-split': ['chunk-ranges'],
-  'begin.recorded': ['begin', 'run', 'chunk-two-databases'],
-  'begin.worked': ['begin', 'chunk-two-databases'],
-  'begin.prepared-one': ['begin', 'chunk-two-databases'],
-  'begin.prepared-all': ['begin', 'run', 'chunk-two-databases'],
-  'begin.pending': ['begin', 'run', 'run-that-fails', 'chunk-two-databases'],
-  'run.effects': ['run', 'run-that-fails', 'taking-over'],
-  'run.effects-done': ['run', 'taking-over'],
-  'run.taken-over': ['taking-over'],
-  'commit.decided': ['commit', 'run', 'chunk-two-databases'],
-  'commit.committed-one': ['commit', 'recovering-decided', 'chunk-two-databases'],
-  'commit.committed-all': ['commit', 'recovering-decided', 'chunk-two-databases'],
-  'commit.recorded': ['commit', 'run', 'recovering-decided', 'chunk-two-databases'],
-  'rollback.decided': ['rollback', 'run-that-fails'],
-  'rollback.fenced-one': ['rollback', 'recovering'],
-  'rollback.fenced-all': ['rollback', 'recovering'],
-  'rollback.recorded': ['rollback', 'run-that-fails', 'recovering', 'cleaning-up'],
-  'compensation.claimed': ['run-that-fails'],
-  'compensation.ran': ['run-that-fails'],
+  'begin.recorded': ['begin', 'run', 'chunk-two-databases', 'job'],
+  'begin.worked': ['begin', 'chunk-two-databases', 'job'],
+  'begin.prepared-one': ['begin', 'chunk-two-databases', 'job'],
+  'begin.prepared-all': ['begin', 'run', 'chunk-two-databases', 'job'],
+  'begin.pending': ['begin', 'run', 'run-that-fails', 'chunk-two-databases', 'job', 'job-that-fails'],
+  'run.effects': ['run', 'run-that-fails', 'taking-over', 'job', 'job-that-fails', 'job-taking-over'],
+  'run.effects-done': ['run', 'taking-over', 'job', 'job-taking-over', 'job-cancelled'],
+  'run.taken-over': ['taking-over', 'job-taking-over'],
+  'commit.decided': ['commit', 'run', 'chunk-two-databases', 'job'],
+  'commit.committed-one': ['commit', 'recovering-decided', 'chunk-two-databases', 'job'],
+  'commit.committed-all': ['commit', 'recovering-decided', 'chunk-two-databases', 'job'],
+  'commit.recorded': ['commit', 'run', 'recovering-decided', 'chunk-two-databases', 'job'],
+  'rollback.decided': ['rollback', 'run-that-fails', 'job-that-fails', 'job-cancelled'],
+  'rollback.fenced-one': ['rollback', 'recovering', 'job-that-fails', 'job-cancelled'],
+  'rollback.fenced-all': ['rollback', 'recovering', 'job-that-fails', 'job-cancelled'],
+  'rollback.recorded': [
+    'rollback',
+    'run-that-fails',
+    'recovering',
+    'cleaning-up',
+    'job-that-fails',
+    'job-cancelled',
+  ],
+  'compensation.claimed': ['run-that-fails', 'job-that-fails', 'job-cancelled'],
+  'compensation.ran': ['run-that-fails', 'job-that-fails', 'job-cancelled'],
+  'job.claimed': ['job', 'job-that-fails', 'job-taking-over', 'job-cancelled'],
+  'job.committed': ['job', 'job-taking-over'],
+  'job.failing': ['job-that-fails', 'job-cancelled'],
+  'job.ended': ['job', 'job-that-fails', 'job-cancelled'],
   'recovery.listed': ['recovering', 'recovering-decided', 'cleaning-up'],
   'recovery.decided': ['recovering', 'cleaning-up'],
   'cleanup.recovered': ['cleaning-up'],
@@ -165,6 +181,14 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
       return cleaningUp
     case 'schedule':
       return dueSchedule(copyBatch)
+    case 'job':
+      return job
+    case 'job-that-fails':
+      return jobThatFails
+    case 'job-taking-over':
+      return jobTakingOver
+    case 'job-cancelled':
+      return jobCancelled
     case 'page-table':
       return page(
         () => table({ database: 'billing' }),

@@ -1,4 +1,5 @@
 import { defineBatch } from '../../src/jobs/batch-definition.ts'
+import { defineJob } from '../../src/jobs/job-definition.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { defineConfig } from '../../src/workers/config.ts'
@@ -7,6 +8,14 @@ import { copyBatch } from './scenarios.ts'
 /** The config of the worker processes that the tests start; databases come from the environment. */
 export default defineConfig({
   databases: { billing: 'embedded' },
+  jobs: [
+    defineJob({
+      name: 'count',
+      async stage({ tx, input }) {
+        await tx`insert into target values (${(input as { id: number }).id})`
+      },
+    }),
+  ],
   batches: [
     copyBatch,
     defineBatch({

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import { InvalidConfigError } from '../../src/db/errors.ts'
 import { defineBatch } from '../../src/jobs/batch-definition.ts'
+import { defineJob } from '../../src/jobs/job-definition.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { type HoldfastConfig, resolveConfig } from '../../src/workers/config.ts'
@@ -57,6 +58,17 @@ describe('resolveConfig', () => {
         expect(problems.join('\n')).toContain(word)
       }
     }
+  })
+
+  it('knows jobs by their names, and refuses two of one name and databases that are not declared', () => {
+    const place = defineJob({ name: 'place', participants: ['primary', 'billing'], stage: () => null })
+    const databases = { primary: url, billing: url }
+    expect([...resolveConfig({ databases, jobs: [place] }, {}).jobs.keys()]).toEqual(['place'])
+    expect(() => resolveConfig({ databases: { primary: url }, jobs: [place, place] }, {})).toThrow(
+      /two are named place[^]*billing/,
+    )
+    const bare = { name: 'place', stage: () => null }
+    expect(() => resolveConfig({ jobs: [bare] }, {})).toThrow('defineJob')
   })
 
   it('refuses keys that it does not know, and what is not a definition', () => {

@@ -1,6 +1,13 @@
 import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
-import { defineBatch, defineConfig, type Holdfast, keyset } from '../../src/index.ts'
+import {
+  createHoldfast,
+  defineBatch,
+  defineConfig,
+  defineJob,
+  type Holdfast,
+  keyset,
+} from '../../src/index.ts'
 
 /** What must not compile. `npm run types` checks each `@ts-expect-error`; nothing here runs. */
 const backfill = defineBatch({
@@ -15,8 +22,43 @@ const backfill = defineBatch({
     expect([id, since, total]).toBeDefined()
   },
 })
+const provision = defineJob({
+  name: 'provision-user',
+  input: z.object({ email: z.string(), since: z.string().transform((text) => new Date(text)) }),
+  participants: ['primary', 'billing'],
+  async stage({ tx, txs, input }) {
+    await tx`insert into users values (${input.email}, ${input.since.getTime()})`
+    await txs.billing`insert into customers values (${input.email})`
+    // @ts-expect-error it takes no part
+    expect(txs.warehouse).toBeUndefined()
+    return { at: new Date(), id: 7, note: undefined as string | undefined }
+  },
+  async effects({ staged, input }) {
+    const at: string = staged.at
+    const note: string | undefined = staged.note
+    // @ts-expect-error a staged date has become text
+    const date: Date = staged.at
+    expect([at, note, date, input.since.getTime()]).toBeDefined()
+    return staged.id
+  },
+  async compensate({ staged, input }) {
+    const id: number = staged.id
+    // @ts-expect-error nothing of that name was staged
+    expect([id, input.email, staged.nothing]).toBeDefined()
+  },
+})
+const sweep = defineJob({
+  name: 'sweep',
+  participants: ['billing'],
+  async stage({ tx, txs }) {
+    // @ts-expect-error primary takes no part
+    await tx`select 1`
+    await txs.billing`select 1`
+  },
+})
 const config = defineConfig({
   databases: { primary: 'postgres://x', billing: 'postgres://y' },
+  jobs: [provision, sweep],
   batches: [backfill],
 })
 
@@ -34,6 +76,24 @@ export async function mistakes(hf: Holdfast<typeof config>): Promise<void> {
   await hf.batches.enqueue('backfil')
   // @ts-expect-error since is text
   await hf.batches.enqueue(backfill, { since: wrong })
+  const input = { email: 'a', since: '2026-01-01' }
+  await hf.enqueue(provision, input, { delayMs: 5, priority: 1, deduplication: { id: 'a' } })
+  await hf.enqueue('provision-user', input)
+  await hf.enqueue('sweep', { anything: 1 })
+  // @ts-expect-error there is no such job
+  await hf.enqueue('provision-usr', input)
+  // @ts-expect-error since is missing
+  await hf.enqueue('provision-user', { email: 'a' })
+  // @ts-expect-error email is text
+  await hf.enqueue(provision, { ...input, email: 1 })
+  // @ts-expect-error what goes in is text, not what the schema makes of it
+  await hf.enqueue(provision, { ...input, since: new Date() })
+  // @ts-expect-error the config has no such job
+  await hf.enqueue(defineJob({ name: 'other', stage: async () => 1 }), null)
+  // @ts-expect-error a job takes part on a database that this config does not declare
+  defineConfig({ databases: { primary: 'postgres://x' }, jobs: [provision] })
+  // @ts-expect-error the same
+  await createHoldfast({ jobs: [sweep] })
   // @ts-expect-error an event has a type
   await hf.publish({ query: async () => undefined }, { subject: 'x' })
 }

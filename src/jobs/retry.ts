@@ -1,0 +1,90 @@
+import { UnrecoverableError } from 'bullmq'
+import {
+  CompensationOutstandingError,
+  EscapedWorkError,
+  FencedError,
+  InvalidConfigError,
+  InvalidNameError,
+  InvalidPayloadError,
+  NameInUseError,
+  NoSlotsError,
+  NotAllowedError,
+  NotPreparedError,
+  TwoPhaseDisabledError,
+  UnknownOutcomeError,
+  UnknownParticipantError,
+} from '../db/errors.ts'
+import { isPassing, sqlstateOf } from '../db/sqlstate.ts'
+import type { RetryOptions } from './job-definition.ts'
+
+/** Thrown by a job that wants to be run again after so many milliseconds. What it staged is rolled back; no attempt is charged. */
+export class RetryLater extends Error {
+  readonly ms: number
+
+  constructor(ms: number, message = `asked to be run again in ${ms} ms`, options?: ErrorOptions) {
+    super(message, options)
+    this.name = 'RetryLater'
+    if (!(ms >= 0) || !Number.isFinite(ms))
+      throw new InvalidConfigError([`RetryLater takes milliseconds, 0 or more, not ${ms}`])
+    this.ms = ms
+  }
+}
+
+/**
+ * - `later`: the job asked for it.
+ * - `elsewhere`: another run has it, or its transaction.
+ * - `passing`: not the job's own: contention, no slot, a lost connection. It charges no attempt, so many times in a row.
+ * - `permanent`: it would fail in the same way again.
+ * - `failed`: an attempt.
+ */
+export type Verdict =
+  | { kind: 'later'; ms: number }
+  | { kind: 'elsewhere' | 'passing' | 'permanent' | 'failed' }
+
+const permanentErrors = [
+  InvalidConfigError,
+  InvalidNameError,
+  InvalidPayloadError,
+  NotAllowedError,
+  NotPreparedError,
+  TwoPhaseDisabledError,
+  UnknownParticipantError,
+]
+
+/** What effects threw is the job's own, also where it is a lost connection: that was to somebody else. */
+export function classifyEffects(error: unknown): Verdict {
+  const verdict = classify(error)
+  return verdict.kind === 'later' || verdict.kind === 'permanent' ? verdict : { kind: 'failed' }
+}
+
+/** Of the SQLSTATEs only the listed ones are tried again (src/db/sqlstate.ts). */
+export function classify(error: unknown): Verdict {
+  if (error instanceof RetryLater) return { kind: 'later', ms: error.ms }
+  // By its name: the application may have another copy of the package.
+  if (error instanceof UnrecoverableError || (error instanceof Error && error.name === 'UnrecoverableError'))
+    return { kind: 'permanent' }
+  if (error instanceof FencedError || error instanceof NameInUseError) return { kind: 'elsewhere' }
+  if (error instanceof NoSlotsError || error instanceof UnknownOutcomeError) return { kind: 'passing' }
+  if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'passing' }
+  if (!(error instanceof EscapedWorkError) && isPassing(error)) return { kind: 'passing' }
+  if (permanentErrors.some((type) => error instanceof type)) return { kind: 'permanent' }
+  return { kind: isOfDatabase(error) ? 'permanent' : 'failed' }
+}
+
+/** Node's own codes may look like one: EPIPE. */
+function isOfDatabase(error: unknown): boolean {
+  return /^(\d|F0|HF|HV|P0|XX)/.test(sqlstateOf(error) ?? '')
+}
+
+const defaults = { attempts: 5, backoffMs: 1_000, maxBackoffMs: 300_000 } satisfies Required<RetryOptions>
+
+export function attemptsOf(retry: RetryOptions | undefined): number {
+  return retry?.attempts ?? defaults.attempts
+}
+
+/** The pause after so many failures in a row: doubled each time, and with jitter, so that what failed together comes apart. */
+export function backoff(retry: RetryOptions | undefined, failures: number, random = Math.random()): number {
+  const { backoffMs, maxBackoffMs } = { ...defaults, ...retry }
+  const whole = Math.min(maxBackoffMs, backoffMs * 2 ** Math.max(0, Math.min(failures - 1, 40)))
+  return whole * (0.5 + random / 2)
+}

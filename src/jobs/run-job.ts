@@ -1,0 +1,328 @@
+import type { Logger } from 'pino'
+import { listUnsettledCompensations } from '../db/compensations.ts'
+import { findByName } from '../db/distributed-transactions.ts'
+import { CompensationOutstandingError, FencedError, InvalidConfigError } from '../db/errors.ts'
+import {
+  type ClaimedJob,
+  claimJob,
+  completeJob,
+  deferJob,
+  failJob,
+  findJob,
+  isResumed,
+  jobOfTransaction,
+  type Run,
+  readRun,
+  settleCancelled,
+  transactionOfJob,
+} from '../db/jobs.ts'
+import type { Json } from '../db/json.ts'
+import { messageOf } from '../db/message-of.ts'
+import { appendEvents } from '../db/outbox.ts'
+import { sqlstateOf } from '../db/sqlstate.ts'
+import { reached } from '../db/steps.ts'
+import type { Tx } from '../db/tx.ts'
+import { compensate } from './compensate.ts'
+import type { JobContext } from './context.ts'
+import { commitDistributed } from './coordinator.ts'
+import { endTransactionOf } from './job-control.ts'
+import type { JobDefinition } from './job-definition.ts'
+import { attemptsOf, backoff, classify, classifyEffects, type Verdict } from './retry.ts'
+import { type RunResult, runDistributed } from './run-distributed.ts'
+import type { RunningJobs } from './running-jobs.ts'
+import { parseBySchema } from './schema.ts'
+import { stagedTogether, stageTogether } from './stage-together.ts'
+
+/**
+ * Runs a user's job: a distributed transaction named `job:<id>`, and a row (table jobs) that says what is to happen next.
+ * The transaction is the truth. The row is written before and after it, never within it, and follows it.
+ *
+ * One name for all attempts: it may be staged again only after the last attempt was proved aborted, and a committed name
+ * stays taken. Hence the staged work commits at most once, whatever the row or the queue say; and whoever runs the job
+ * again finds what is there: nothing → stage; pending → effects with the same key, commit; decided → finish; committed →
+ * the stored result.
+ *
+ * The races, and what closes them:
+ * 1. Delivered twice, at once. Claiming the row is a compare-and-set from `queued`, or from a run whose process's lease is
+ *    over; in one process, RunningJobs. Whoever loses it steps back and has charged nothing.
+ * 2. A run that was taken for dead (its lease ran out) goes on. Each claim has a number. The old run reads it before its
+ *    effects and stops; its transaction was taken over, so it decides nothing (FencedError); what it writes to the row
+ *    names its number and changes nothing. Effects that it is in already overlap with the new run's, under the same key.
+ * 3. The new run finds that the old one's lease lives again: it steps back (NameInUseError). The old one commits, and the
+ *    row, which it may not write any more, is completed by the next run, from the transaction.
+ * 4. Killed between the commit and the row: the same.
+ * 5. Cancelled while it runs. The cancel first marks the row, then decides abort where a transaction stands; the run first
+ *    has its transaction pending, then reads the row. One of the two sees the other. Where the commit was decided before,
+ *    the job completes.
+ * 6. An attempt failed and is to be compensated, and the next is due. Nothing is staged while a compensation of an earlier
+ *    attempt is outstanding, so a late one cannot undo what a later attempt did. One that failed for good fails the job.
+ * 7. The job fails for good, or is cancelled, while a transaction of it is undecided: abort is decided first. So a job that
+ *    is `failed` or `cancelled` never commits.
+ * 8. The deadline passes while nobody runs it: recovery leaves what is pending to the next run, which extends it. While
+ *    somebody runs it: recovery aborts it, and the run's commit loses.
+ * 9. Retention removes a committed name: not while its job does not know that it has committed.
+ */
+export type JobOutcome = 'completed' | 'failed' | 'cancelled' | 'queued' | 'not-ours'
+
+export type JobRunner = {
+  ctx: JobContext
+  definitions: ReadonlyMap<string, JobDefinition>
+  running: RunningJobs
+}
+
+/** How often in a row a job may end for reasons that are not its own before it counts; a run that died included. */
+const maxDeferrals = 20
+/** The pause where another run goes on, or a decided commit is not finished everywhere. */
+const lookAgainMs = 1_000
+
+const operationOf = (name: string) => `job:${name}`
+
+/** What a crash must be able to find again about the jobs of a definition. */
+export function registerJob(ctx: JobContext, definition: JobDefinition): void {
+  const { sql } = ctx.databases.primary
+  ctx.operations.set(operationOf(definition.name), {
+    resumes: (name) => isResumed(sql, name),
+    ...(definition.compensate
+      ? {
+          compensate: async ({ name, attempt, staged, reason, idempotencyKey, signal, log }) => {
+            const jobId = jobOfTransaction(name)
+            const job = await findJob(sql, jobId)
+            if (!job)
+              throw new InvalidConfigError([`job ${jobId} is gone, and with it the input to compensate by`])
+            await definition.compensate?.({
+              input: await parseInput(definition, job.input),
+              staged: stagedTogether(staged),
+              jobId,
+              idempotencyKey,
+              effectsKey: attempt,
+              reason,
+              signal,
+              log,
+            })
+          },
+        }
+      : {}),
+  })
+}
+
+/** `signal` aborts when the queue has lost the job or the worker stops: what the effects then throw charges no attempt. */
+export async function runJob(runner: JobRunner, jobId: string, signal: AbortSignal): Promise<JobOutcome> {
+  const { ctx, definitions, running } = runner
+  const { sql } = ctx.databases.primary
+  const known = await findJob(sql, jobId)
+  const definition = known && definitions.get(known.name)
+  if (!definition) return 'not-ours'
+  if (running.count(definition.name) >= (definition.concurrency ?? Number.POSITIVE_INFINITY))
+    return 'not-ours'
+  const revoked = running.enter(jobId, definition.name)
+  if (!revoked) return 'not-ours'
+  try {
+    await ctx.lease.hold()
+    const job = await claimJob(sql, jobId, ctx.lease.id)
+    if (!job) return 'not-ours'
+    running.claimed(jobId, job.run)
+    await reached('job.claimed')
+    registerJob(ctx, definition)
+    const outcome = await new JobRun(ctx, definition, job, signal, revoked).run()
+    await reached('job.ended')
+    return outcome
+  } finally {
+    running.leave(jobId)
+  }
+}
+
+class JobRun {
+  readonly #ctx: JobContext
+  readonly #definition: JobDefinition
+  readonly #job: ClaimedJob
+  readonly #run: Run
+  readonly #name: string
+  readonly #handedBack: AbortSignal
+  readonly #signal: AbortSignal
+  readonly #log: Logger
+  /** what the effects threw */
+  #effectsFailed: { error: unknown } | undefined
+
+  constructor(
+    ctx: JobContext,
+    definition: JobDefinition,
+    job: ClaimedJob,
+    handedBack: AbortSignal,
+    revoked: AbortSignal,
+  ) {
+    this.#ctx = ctx
+    this.#definition = definition
+    this.#job = job
+    this.#run = { id: job.id, run: job.run, owner: ctx.lease.id }
+    this.#name = transactionOfJob(job.id)
+    this.#handedBack = handedBack
+    this.#signal = AbortSignal.any([handedBack, revoked])
+    this.#log = ctx.log.child({ job: job.name, jobId: job.id })
+  }
+
+  async run(): Promise<JobOutcome> {
+    const { sql } = this.#ctx.databases.primary
+    if (this.#job.status === 'cancelling') return this.#cancel()
+    try {
+      if (this.#job.abandoned && this.#job.deferrals > maxDeferrals)
+        throw new DiedTooOften(this.#job.deferrals)
+      const { state, result } = await this.#transaction()
+      if (state === 'committing') return await this.#defer(lookAgainMs, false)
+      await reached('job.committed')
+      await completeJob(sql, this.#job.id, result as Json)
+      this.#log.info({ attempts: this.#job.attempts + 1 }, 'job completed')
+      return 'completed'
+    } catch (error) {
+      await reached('job.failing')
+      return this.#ended(error)
+    }
+  }
+
+  async #transaction(): Promise<RunResult<unknown, unknown>> {
+    const { participants = ['primary'], timeoutMs } = this.#definition
+    const input = await parseInput(this.#definition, this.#job.input)
+    return runDistributed(
+      this.#ctx,
+      this.#name,
+      {
+        operation: operationOf(this.#definition.name),
+        correlationId: this.#job.correlationId,
+        signal: this.#signal,
+        ...(timeoutMs === undefined ? {} : { deadlineMs: timeoutMs }),
+        stage: stageTogether(participants, (txs) => this.#stage(input, txs)),
+        effects: ({ attempt, staged, signal }) => this.#effects(input, attempt, staged, signal),
+      },
+      () => this.#settleCompensations(),
+    )
+  }
+
+  #stage(input: unknown, txs: Readonly<Record<string, Tx>>): unknown {
+    const { primary } = txs
+    return this.#definition.stage({
+      input,
+      tx: primary as Tx,
+      txs,
+      jobId: this.#job.id,
+      signal: this.#signal,
+      log: this.#log,
+      publish: async (events) => {
+        if (primary) return appendEvents(primary, events, this.#ctx.eventLimit)
+        throw new InvalidConfigError([
+          `job ${this.#job.name}: publish needs \`primary\` among its participants`,
+        ])
+      },
+    })
+  }
+
+  async #effects(input: unknown, attempt: string, staged: unknown, signal: AbortSignal): Promise<unknown> {
+    const now = await readRun(this.#ctx.databases.primary.sql, this.#run, attempt)
+    if (!now) throw new FencedError(`another process runs ${this.#job.id}, which goes on`)
+    if (now.status === 'cancelling') throw new Error('the job was cancelled')
+    try {
+      return await this.#definition.effects?.({
+        input,
+        staged: stagedTogether(staged),
+        // What is never taken back must not be done under another key.
+        idempotencyKey: now.compensates ? attempt : this.#name,
+        jobId: this.#job.id,
+        signal,
+        log: this.#log,
+      })
+    } catch (error) {
+      this.#effectsFailed = { error }
+      throw error
+    }
+  }
+
+  /** An earlier attempt's compensation comes before the next attempt. */
+  async #settleCompensations(): Promise<void> {
+    const { sql } = this.#ctx.databases.primary
+    for (const { attempt, operation, compensation } of await listUnsettledCompensations(sql, this.#name)) {
+      if (compensation === 'due' && this.#ctx.operations.get(operation ?? '')?.compensate)
+        await compensate(this.#ctx, attempt, this.#signal)
+    }
+    const [left] = await listUnsettledCompensations(sql, this.#name)
+    if (!left) return
+    const givenUp = left.compensation === 'failed'
+    throw new CompensationOutstandingError(
+      `${this.#name} is not staged again: what attempt ${left.attempt} did outside is not undone${givenUp ? ', and its compensation failed for good; undo it by hand, then retry the job' : ' yet'}`,
+      { givenUp },
+    )
+  }
+
+  /** The run has ended with an error; the transaction says what that means. */
+  async #ended(error: unknown): Promise<JobOutcome> {
+    const { sql } = this.#ctx.databases.primary
+    const row = await findByName(sql, this.#name)
+    if (row?.status === 'committed') {
+      await completeJob(sql, this.#job.id, row.result)
+      this.#log.info({ err: error }, 'job completed, although its run failed')
+      return 'completed'
+    }
+    if (row?.status === 'committing') return this.#defer(lookAgainMs, false)
+    const now = await readRun(sql, this.#run)
+    if (!now) return 'not-ours'
+    if (now.status === 'cancelling') return this.#cancel()
+    const verdict = this.#judge(error)
+    if (verdict.kind === 'later') return this.#defer(verdict.ms, false)
+    if (verdict.kind === 'elsewhere') return this.#defer(lookAgainMs, false)
+    const { retry } = this.#definition
+    if (verdict.kind === 'passing' && this.#job.deferrals < maxDeferrals) {
+      const waitMs = this.#handedBack.aborted ? 0 : backoff(retry, this.#job.deferrals + 1)
+      this.#log.warn({ err: error, waitMs: Math.round(waitMs) }, 'job deferred; this is not its own failure')
+      return this.#defer(waitMs, true)
+    }
+    return this.#fail(error, verdict)
+  }
+
+  #judge(error: unknown): Verdict {
+    // Whoever stopped it is not the job.
+    if (this.#handedBack.aborted) return { kind: 'passing' }
+    if (error instanceof DiedTooOften) return { kind: 'permanent' }
+    return this.#effectsFailed?.error === error ? classifyEffects(error) : classify(error)
+  }
+
+  async #fail(error: unknown, { kind }: Verdict): Promise<JobOutcome> {
+    const { retry } = this.#definition
+    const failures = this.#job.failed + 1
+    const giveUp = kind === 'permanent' || failures >= attemptsOf(retry)
+    // First the decision, then the row: what has failed for good never commits.
+    if (giveUp && !(await endTransactionOf(this.#ctx, this.#job.id, `the job failed: ${messageOf(error)}`)))
+      return this.#defer(lookAgainMs, false)
+    const next = giveUp ? 'give-up' : { waitMs: backoff(retry, failures) }
+    const recorded = { message: messageOf(error), sqlstate: sqlstateOf(error) }
+    const status = await failJob(this.#ctx.databases.primary.sql, this.#run, recorded, next)
+    this.#log.warn({ err: error, attempt: this.#job.attempts + 1, status }, 'an attempt of the job failed')
+    if (status === 'cancelling' || status === undefined) return 'not-ours'
+    return status === 'failed' || status === 'cancelled' ? status : 'queued'
+  }
+
+  async #defer(waitMs: number, counts: boolean): Promise<JobOutcome> {
+    await deferJob(this.#ctx.databases.primary.sql, this.#run, { waitMs, counts })
+    return 'queued'
+  }
+
+  async #cancel(): Promise<JobOutcome> {
+    const { sql } = this.#ctx.databases.primary
+    if (!(await endTransactionOf(this.#ctx, this.#job.id, 'the job was cancelled'))) {
+      const { state } = await commitDistributed(this.#ctx, this.#name)
+      if (state === 'committing') return this.#defer(lookAgainMs, false)
+      await completeJob(sql, this.#job.id, (await findByName(sql, this.#name))?.result ?? null)
+      this.#log.info('job completed: it had committed before it was cancelled')
+      return 'completed'
+    }
+    if (!(await settleCancelled(sql, this.#job.id, this.#run))) return this.#defer(lookAgainMs, false)
+    this.#log.info('job cancelled')
+    return 'cancelled'
+  }
+}
+
+class DiedTooOften extends Error {
+  constructor(times: number) {
+    super(`its worker died ${times} times in a row while it ran`)
+  }
+}
+
+function parseInput(definition: JobDefinition, raw: Json): Promise<unknown> | Json {
+  return definition.input ? parseBySchema(definition.input, raw, `input of ${definition.name}`) : raw
+}

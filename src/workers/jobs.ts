@@ -1,0 +1,66 @@
+import { InvalidConfigError } from '../db/errors.ts'
+import { findJob, type Job, type JobFilter, type JobStatus, listJobs } from '../db/jobs.ts'
+import { type Enqueued, type EnqueueOptions, enqueueJob } from '../jobs/enqueue-job.ts'
+import { cancelJob, type JobWaitOptions, retryJob, waitForJob } from '../jobs/job-control.ts'
+import type { JobDefinition } from '../jobs/job-definition.ts'
+import type { Context } from './context.ts'
+import { jobQueueJob } from './job-service.ts'
+
+/** What the library and the command line do with users' jobs. */
+export class Jobs {
+  readonly #ctx: Context
+
+  constructor(ctx: Context) {
+    this.#ctx = ctx
+  }
+
+  async enqueue(
+    job: string | { readonly name: string },
+    input: unknown,
+    options: EnqueueOptions = {},
+  ): Promise<Enqueued> {
+    const definition = this.#definition(job)
+    const enqueued = await enqueueJob(this.#ctx, definition, input, options)
+    // In the caller's transaction it is not there yet, and with a delay not due: the workers find it in time.
+    if (!options.tx && !options.delayMs) await this.#queue(enqueued.jobId, definition.name, options.priority)
+    return enqueued
+  }
+
+  get(jobId: string): Promise<Job | undefined> {
+    return findJob(this.#ctx.databases.primary.sql, jobId)
+  }
+
+  list(filter?: JobFilter): Promise<Job[]> {
+    return listJobs(this.#ctx.databases.primary.sql, filter)
+  }
+
+  async retry(jobId: string): Promise<JobStatus> {
+    const status = await retryJob(this.#ctx, jobId)
+    const job = await this.get(jobId)
+    if (job) await this.#queue(jobId, job.name, job.priority)
+    return status
+  }
+
+  cancel(jobId: string): Promise<JobStatus> {
+    return cancelJob(this.#ctx, jobId)
+  }
+
+  wait(job: string | Enqueued, options?: JobWaitOptions): Promise<Job> {
+    return waitForJob(this.#ctx, typeof job === 'string' ? job : job.jobId, options)
+  }
+
+  #definition(job: string | { readonly name: string }): JobDefinition {
+    const name = typeof job === 'string' ? job : job.name
+    const definition = this.#ctx.config.jobs.get(name)
+    if (definition) return definition
+    const known = [...this.#ctx.config.jobs.keys()].join(', ') || 'none'
+    throw new InvalidConfigError([`no job named ${JSON.stringify(name)} is configured; known: ${known}`])
+  }
+
+  /** A queue that cannot be reached keeps nobody: the workers assert from the rows what is to be queued. */
+  async #queue(id: string, name: string, priority = 0): Promise<void> {
+    await this.#ctx.queues.add('jobs', jobQueueJob({ id, name, priority })).catch((error: unknown) => {
+      this.#ctx.log.warn({ err: error, jobId: id }, 'recorded, but not queued yet; a worker will')
+    })
+  }
+}

@@ -1,0 +1,98 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { afterAll, describe, expect, inject, it } from 'vitest'
+import type { JobDefinition } from '../../src/jobs/job-definition.ts'
+import { newDatabases, openContext } from '../support/database.ts'
+import { JobProcess } from '../support/jobs.ts'
+import { type Ended, HoldfastProcess } from '../support/process.ts'
+
+const urls = await newDatabases()
+const ctx = await openContext(urls)
+await ctx.databases.primary.sql`create table mended ()`
+
+const cwd = await mkdtemp(join(tmpdir(), 'holdfast-job-'))
+afterAll(() => rm(cwd, { recursive: true, force: true }))
+const library = pathToFileURL(join(inject('compiled'), 'src/index.js')).href
+await writeFile(
+  join(cwd, 'holdfast.config.mjs'),
+  `import { defineJob } from ${JSON.stringify(library)}
+   const charge = defineJob({
+     name: 'charge', retry: { attempts: 1 },
+     async stage({ tx }) {
+       if ((await tx\`select from mended\`).length === 0) throw new Error('card refused')
+     },
+   })
+   export default { databases: ${JSON.stringify(urls)}, jobs: [charge] }`,
+)
+const { default: config } = (await import(pathToFileURL(join(cwd, 'holdfast.config.mjs')).href)) as {
+  default: { jobs: JobDefinition[] }
+}
+const worker = new JobProcess(ctx, config.jobs)
+
+const holdfast = (...args: string[]) => new HoldfastProcess(['job', ...args], {}, cwd).ended
+function read({ stdout }: Ended): unknown {
+  expect(stdout.trimEnd().split('\n')).toHaveLength(1)
+  return JSON.parse(stdout)
+}
+async function json(...args: string[]): Promise<unknown> {
+  const ended = await holdfast(...args, '--json')
+  expect(ended).toMatchObject({ code: 0 })
+  return read(ended)
+}
+
+describe('holdfast job', () => {
+  it('explains each of its commands', async () => {
+    const commands = ['list', 'show', 'retry', 'cancel']
+    const help = await holdfast('--help')
+    expect(help).toMatchObject({ code: 0, stderr: '' })
+    for (const command of commands) {
+      expect(help.stdout).toContain(command)
+      expect(await holdfast(command, '--help')).toMatchObject({
+        code: 0,
+        stdout: expect.stringContaining('--json'),
+      })
+    }
+  })
+
+  it('lists, shows, retries and cancels', async () => {
+    const jobId = await worker.enqueue('charge', { total: 7 })
+    await worker.run(jobId)
+    expect(await json('list', '--status', 'failed')).toMatchObject([
+      { id: jobId, status: 'failed', attempts: 1 },
+    ])
+    expect(await json('list', '--status', 'completed')).toEqual([])
+    expect(await json('show', jobId)).toMatchObject({
+      id: jobId,
+      input: { total: 7 },
+      errors: [{ message: 'card refused', attempt: 1 }],
+      transactions: [{ status: 'rolled_back', compensation: 'none' }],
+    })
+    const shown = await holdfast('show', jobId)
+    expect(shown.stdout).toBe('')
+    for (const text of ['card refused', 'rolled_back', `holdfast job retry ${jobId}`])
+      expect(shown.stderr).toContain(text)
+
+    await ctx.databases.primary.sql`insert into mended default values`
+    expect(await json('retry', jobId)).toEqual({ jobId, status: 'queued' })
+    expect(await worker.run(jobId)).toBe('completed')
+    const other = await worker.enqueue('charge', null, { delayMs: 60_000 })
+    expect(await json('cancel', other)).toEqual({ jobId: other, status: 'cancelled' })
+    expect((await holdfast('list')).stderr).toMatch(/cancelled[^]*completed/)
+  })
+
+  it('says what cannot be done, and what is wrong use', async () => {
+    const jobId = await worker.enqueue('charge')
+    await worker.run(jobId)
+    expect(await holdfast('cancel', jobId)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('WRONG_JOB_STATE'),
+    })
+    expect(await holdfast('show', 'nothing')).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('job list'),
+    })
+    expect(await holdfast('list', '--status', 'odd')).toMatchObject({ code: 2 })
+  })
+})
