@@ -8,7 +8,7 @@ import type { Sql } from './tx.ts'
 
 type Cut = { rows: number; boundaries: KeyValues[] }
 
-/** Up to here every key of a range is read, by the index; twice where there is nothing to take a sample of. */
+/** Up to here every key of a range is read, by the index; more where there is nothing to take a sample of. */
 const readRows = 20_000
 const readRowsWithoutSample = 200_000
 /** Rows that lie in one block often lie together in the order too, so the blocks make a sample good, not the rows. */
