@@ -33,7 +33,8 @@ export const SQLSTATE = {
 /** The SQLSTATE of a PostgreSQL error, wherever in the chain of causes it sits; undefined for other errors. */
 export function sqlstateOf(error: unknown): string | undefined {
   for (let e: unknown = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
-    if ('code' in e && typeof e.code === 'string' && /^[0-9A-Z]{5}$/.test(e.code)) return e.code
+    // Every SQLSTATE has a digit in it; Node's EPIPE looks like one without.
+    if ('code' in e && typeof e.code === 'string' && /^(?=.*\d)[0-9A-Z]{5}$/.test(e.code)) return e.code
   }
   return undefined
 }

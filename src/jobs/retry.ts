@@ -68,12 +68,7 @@ export function classify(error: unknown): Verdict {
   if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'passing' }
   if (!(error instanceof EscapedWorkError) && isPassing(error)) return { kind: 'passing' }
   if (permanentErrors.some((type) => error instanceof type)) return { kind: 'permanent' }
-  return { kind: isOfDatabase(error) ? 'permanent' : 'failed' }
-}
-
-/** Node's own codes may look like one: EPIPE. */
-function isOfDatabase(error: unknown): boolean {
-  return /^(\d|F0|HF|HV|P0|XX)/.test(sqlstateOf(error) ?? '')
+  return { kind: sqlstateOf(error) === undefined ? 'failed' : 'permanent' }
 }
 
 const defaults = { attempts: 5, backoffMs: 1_000, maxBackoffMs: 300_000 } satisfies Required<RetryOptions>
