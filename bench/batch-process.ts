@@ -7,7 +7,7 @@ import { peakMemoryMb } from './peak-memory.ts'
 keepHeapSmall()
 const { ctx, close } = await openBenchContext(process.argv[2] ?? '')
 try {
-  await runToEnd(ctx, updateRows(4))
+  await runToEnd(ctx, updateRows({ parallel: 4 }))
 } finally {
   await close()
 }

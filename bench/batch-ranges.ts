@@ -12,7 +12,7 @@ export const batchRanges: Bench = async (servers, quick) => {
     await createRows(sql, rows)
     const rate = async (parallel: number): Promise<number> => {
       const started = performance.now()
-      await runToEnd(ctx, updateRows(parallel))
+      await runToEnd(ctx, updateRows({ parallel }))
       const seconds = (performance.now() - started) / 1_000
       await sql`vacuum bench_rows`
       return rows / seconds

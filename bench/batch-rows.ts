@@ -19,12 +19,12 @@ export async function createRows(sql: Sql, rows: number): Promise<void> {
 }
 
 /** Reads chunks of 1,000 rows, and updates them. */
-export function updateRows(parallel?: number): BatchDefinition {
+export function updateRows(options: Pick<BatchDefinition, 'parallel' | 'readAhead'> = {}): BatchDefinition {
   return defineBatch({
     name: 'bench',
     source: keyset<Row>({ table: 'bench_rows', key: ['id'] }),
     chunkSize,
-    ...(parallel === undefined ? {} : { parallel }),
+    ...options,
     process: (chunk, { tx }) => update(tx, chunk),
   })
 }

@@ -14,8 +14,8 @@ export const batch: Bench = async (servers, quick) => {
   const { sql } = primary
   await createRows(sql, rows)
   await sql`create table bench_position (id int primary key, after bigint not null)`
-  const definition = updateRows()
-  const ours = () => runToEnd(ctx, definition)
+  const ours = () => runToEnd(ctx, updateRows())
+  const readingAhead = () => runToEnd(ctx, updateRows({ readAhead: true }))
   const plain = async () => {
     await sql`insert into bench_position values (1, 0) on conflict (id) do update set after = 0`
     for (let after: string | undefined = '0'; after !== undefined; ) {
@@ -42,15 +42,16 @@ export const batch: Bench = async (servers, quick) => {
     return rows / seconds
   }
   const rounds = quick ? 3 : 7
-  const against = (name: string, bar: number, limit: () => Promise<void>): Promise<Measurement> =>
+  const against = (name: string, bar: number, limit: () => Promise<void>, run = ours): Promise<Measurement> =>
     compare(
       { name, unit: 'rows/s', bar, rounds },
-      () => rate(ours),
+      () => rate(run),
       () => rate(limit),
     )
   try {
     return [
       await against('batch of 1,000-row chunks, against plain transactions', 0.9, plain),
+      await against('the same with readAhead', 0.9, plain, readingAhead),
       await against('batch of 1,000-row chunks, against one UPDATE of all', 0, single),
     ]
   } finally {

@@ -30,7 +30,7 @@ export async function removeOldSeen(tx: Tx, retentionMs: number, limit: number):
   const { count } = await tx`
     delete from holdfast.inbox_seen where ctid = any (array(
       select ctid from holdfast.inbox_seen
-      where seen_at < clock_timestamp() - make_interval(secs => ${retentionMs / 1000})
+      where seen_at < statement_timestamp() - make_interval(secs => ${retentionMs / 1000})
       limit ${limit} for update skip locked))`
   return count
 }

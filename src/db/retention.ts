@@ -34,7 +34,7 @@ export type Removed = {
 
 /** In the coordinator; in the caller's transaction. Rows whose outcome is not settled stay, however old. */
 export async function removeOld(tx: Tx, retention: Retention, limit: number): Promise<Removed> {
-  const old = (ms: number) => tx`clock_timestamp() - make_interval(secs => ${ms / 1000})`
+  const old = (ms: number) => tx`statement_timestamp() - make_interval(secs => ${ms / 1000})`
   const removed = await tx<{ attempt: string }[]>`
     delete from holdfast.distributed_transactions where attempt in (
       select attempt from holdfast.distributed_transactions t
@@ -70,7 +70,7 @@ export async function removeOldMarkers(
     const { count } = await tx`
       delete from holdfast.transaction_markers where ctid = any (array(
         select ctid from holdfast.transaction_markers
-        where at < clock_timestamp() - make_interval(secs => ${retentionMs / 1000})
+        where at < statement_timestamp() - make_interval(secs => ${retentionMs / 1000})
           and attempt <> all (${[...unfinished]}::uuid[])
         limit ${limit} for update skip locked))`
     return count
@@ -89,8 +89,8 @@ async function removeMarkersWithoutRow(
     delete from holdfast.transaction_markers where ctid = any (array(
       select ctid from holdfast.transaction_markers m
       -- The first bound is for the index.
-      where at < clock_timestamp() - make_interval(secs => ${shorter})
-        and at < clock_timestamp() - make_interval(
+      where at < statement_timestamp() - make_interval(secs => ${shorter})
+        and at < statement_timestamp() - make_interval(
           secs => case when forward_name is null then ${transactionsMs / 1000}::float8 else ${longer}::float8 end)
         and not exists (select from holdfast.distributed_transactions t where t.attempt = m.attempt)
       limit ${limit} for update skip locked))`

@@ -4,6 +4,7 @@ import { appendBatchPosition, type BatchPosition } from '../db/batch-positions.t
 import type { BatchRange } from '../db/batch-ranges.ts'
 import { type Json, sameJson } from '../db/json.ts'
 import { type BatchTxs, type BatchWork, hookContext, stageStep } from './batch-step.ts'
+import type { ReadAhead } from './read-ahead.ts'
 import type { Chunk } from './source.ts'
 
 /** `status`: what was asked of the job until its chunk was at its end. */
@@ -34,13 +35,17 @@ export async function runChunk(
   work: BatchWork,
   { range, until, position: before }: BatchRange,
   size: number,
+  ahead?: ReadAhead,
 ): Promise<CommittedChunk> {
   let read: Chunk<object> = { rows: [], keys: [], cursor: null, last: false }
   const n = before.n + 1n
   try {
     return await stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
-      read = await readSource(work, txs, before.cursor, size, until)
-      const { rows, digest, cursor, last } = read
+      const early = await ahead?.take(before.cursor, size, until)
+      read = early ?? (await readSource(work, txs, before.cursor, size, until))
+      const { rows, digest, cursor, last, unreadable } = read
+      if (unreadable) throw unreadable
+      if (!last) ahead?.start(cursor, size, until)
       if (rows.length > 0)
         await work.definition.process(rows, { ...hookContext(work, txs, `chunk ${n}`), chunk: n, range })
       const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
@@ -55,7 +60,7 @@ export async function runChunk(
       return chunk
     })
   } catch (error) {
-    throw new ChunkError(error, read.rows.length, read.keys[0] ?? null)
+    throw new ChunkError(error, read.keys.length, read.keys[0] ?? null)
   }
 }
 
@@ -72,11 +77,12 @@ export async function setRowAside(
   const jobId = work.job.id
   const n = before.n + 1n
   return stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
-    const { rows, keys, digest, cursor, last } = await readSource(work, txs, before.cursor, 1, until)
+    const { keys, digest, cursor, last } = await readSource(work, txs, before.cursor, 1, until)
+    const rows = keys.length
     if (!sameJson(keys[0] ?? null, rowKey)) throw new OtherRowError()
     await recordBatchFailure(txs.primary, { jobId, range, n, rowKey, cursor: before.cursor, error })
-    const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
-    const record = { jobId, range, attempt, rows: rows.length, failed: 1, digest }
+    const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows), last }
+    const record = { jobId, range, attempt, rows, failed: 1, digest }
     send(appendBatchPosition(txs.primary, { ...record, ...after }))
     return { position: after, status: 'running' as const }
   }).catch((failure: unknown) => {

@@ -53,6 +53,11 @@ export type BatchDefinition<
   readonly parallel?: number
   /** rows per chunk; default 1000. Adaptive: as many as take about `targetMs`, from `min` to `max` rows */
   readonly chunkSize?: number | AdaptiveSize
+  /**
+   * true: a chunk is read while the one before it is still processed. Faster; but a chunk does not see what the one before
+   * it did to the rows of the source that come after it. Default false
+   */
+  readonly readAhead?: boolean
   /** when to hold for the sake of the database; why it holds shows in `holdfast batch show` */
   readonly throttle?: ThrottleLimits
   /** 'params': while a job with the same parameters is neither completed nor cancelled, enqueueing returns that one */

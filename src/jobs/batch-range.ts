@@ -1,6 +1,12 @@
 import { type BatchRange, readRanges, splitRange } from '../db/batch-ranges.ts'
 import { deferred } from '../db/deferred.ts'
-import { FencedError, NameInUseError, NoSlotsError, UnknownOutcomeError } from '../db/errors.ts'
+import {
+  FencedError,
+  InvalidPayloadError,
+  NameInUseError,
+  NoSlotsError,
+  UnknownOutcomeError,
+} from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
@@ -10,6 +16,7 @@ import { ChunkError, type CommittedChunk, chunkPrefix, runChunk, setRowAside } f
 import { type BatchWork, resolveSteps } from './batch-step.ts'
 import { ChunkPlan } from './chunk-plan.ts'
 import { pause } from './pause.ts'
+import { ReadAhead } from './read-ahead.ts'
 
 export type BatchOutcome = 'completed' | 'failed' | 'stopped'
 
@@ -46,6 +53,7 @@ export class RangeRun {
   readonly #work: BatchWork
   readonly #control: RunControl
   readonly #plan: ChunkPlan
+  readonly #ahead: ReadAhead | undefined
   #at: BatchRange
   #size: number
   #failures = 0
@@ -59,6 +67,7 @@ export class RangeRun {
     const { chunkSize = 1000 } = work.definition
     this.#size = typeof chunkSize === 'number' ? chunkSize : chunkSize.min
     this.#plan = new ChunkPlan(this.#size)
+    if (work.definition.readAhead === true) this.#ahead = new ReadAhead(work)
   }
 
   /** Resolves to `dry` when nothing is left of it. Throws JobFailure. */
@@ -142,7 +151,9 @@ export class RangeRun {
     }
     const began = performance.now()
     const whole = !this.#plan.narrowing
-    after ??= await runChunk(this.#work, this.#at, this.#plan.next.size)
+    // What is narrowed down has failed: nobody knows what comes next.
+    const ahead = whole ? this.#ahead : undefined
+    after ??= await runChunk(this.#work, this.#at, this.#plan.next.size, ahead)
     this.#at = { ...this.#at, position: after.position }
     this.#control.moved(after.position.rowsTotal - before)
     this.#plan.succeeded()
@@ -229,9 +240,12 @@ export class RangeRun {
   }
 }
 
-/** The same rows fail in the same way again: a value that does not fit, or a constraint (SQLSTATE classes 22 and 23). */
+/**
+ * The same rows fail in the same way again: a record that cannot be read, a value that does not fit, or a constraint
+ * (SQLSTATE classes 22 and 23).
+ */
 function isOfTheData(error: unknown): boolean {
-  return /^2[23]/.test(sqlstateOf(error) ?? '')
+  return error instanceof InvalidPayloadError || /^2[23]/.test(sqlstateOf(error) ?? '')
 }
 
 /** Contention, fencing and a lost connection are nobody's failure: the run resolves, reads again and goes on. */

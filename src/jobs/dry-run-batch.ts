@@ -59,6 +59,7 @@ export async function dryRunBatch(
       await definition.prepareRun?.(hookContext(work, txs, 'prepared'))
       began = performance.now()
       const read = await readSource(work, txs, cursor, size)
+      if (read.unreadable) throw read.unreadable
       const context = { ...hookContext(work, txs, `dry run ${chunk}`), chunk: BigInt(chunk), range: 0 }
       if (read.rows.length > 0) await definition.process(read.rows, context)
       worked = performance.now()

@@ -14,7 +14,8 @@ export async function retryFailedRows(work: BatchWork): Promise<void> {
     const name = `${job.id}_retry_${row.id}_${row.tries}`
     try {
       await stageStep(work, name, async (txs) => {
-        const { rows, keys } = await readSource(work, txs, row.cursor, 1)
+        const { rows, keys, unreadable } = await readSource(work, txs, row.cursor, 1)
+        if (unreadable) throw unreadable
         const found = sameJson(keys[0] ?? null, row.rowKey)
         if (found)
           await definition.process(rows, { ...hookContext(work, txs, name), chunk: 0n, range: row.range })

@@ -37,4 +37,6 @@ export type Chunk<Row> = {
   cursor: Json
   /** there is nothing after these rows, up to `until` where it was given */
   last: boolean
+  /** Why the one record that this chunk is cannot be read; it has a key and no row. Others come after it. */
+  unreadable?: Error
 }

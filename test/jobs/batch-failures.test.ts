@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { describe, expect, it } from 'vitest'
 import { countFailures, listFailures } from '../../src/db/batch-failures.ts'
@@ -10,9 +11,12 @@ import type { JobContext } from '../../src/jobs/context.ts'
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { runBatch } from '../../src/jobs/run-batch.ts'
+import { csv } from '../../src/jobs/sources/csv.ts'
+import { ndjson } from '../../src/jobs/sources/ndjson.ts'
 import { verifyBatch } from '../../src/jobs/verify-batch.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
+import { newFile } from './sources/read-file.ts'
 
 const signal = new AbortController().signal
 const timing = { maxFailures: 2, backoffMs: 1, maxBackoffMs: 5 }
@@ -223,5 +227,76 @@ describe('rows that cannot be processed', () => {
     expect(good.length).toBeGreaterThan(2_000)
     expect((await sql<{ id: number }[]>`select id from movies order by id`).map(({ id }) => id)).toEqual(good)
     expect(await countFailures(sql, jobId)).toBe(movies.length - good.length)
+  })
+})
+
+describe('records of a file that cannot be read', () => {
+  const good = (id: number) => ({ id })
+  const files = [
+    {
+      format: 'NDJSON',
+      lines: (broken: string) =>
+        [1, 2, 3, 4, 5, 6].map((id) => (id === 3 ? broken : JSON.stringify(good(id)))),
+      broken: '{"id":3,',
+      mended: '{"id":3}',
+      source: (path: string) => ndjson<{ id: number }>({ path }),
+    },
+    {
+      format: 'CSV',
+      lines: (broken: string) => ['id', '1', '2', broken, '4', '5', '6'],
+      broken: '3,0',
+      mended: '3  ',
+      source: (path: string) => csv<{ id: string }>({ path }),
+    },
+  ]
+
+  it.each(files)('of $format are set aside, and tried again once they are mended', async (f) => {
+    const path = await newFile(`${f.lines(f.broken).join('\n')}\n`)
+    const ctx = await arrange(0)
+    const batch = copying({
+      source: f.source(path),
+      skipLimit: 1,
+      async process(rows, { tx }) {
+        await tx`insert into target ${tx(
+          (rows as { id: number | string }[]).map(({ id }) => good(Number(id))),
+          'id',
+        )}`
+      },
+    })
+    const { jobId, outcome } = await run(ctx, batch)
+    expect(outcome).toBe('completed')
+    expect(await copied(ctx)).toEqual([1, 2, 4, 5, 6])
+    const { sql } = ctx.databases.primary
+    expect(await listFailures(sql, jobId)).toMatchObject([
+      { rowKey: 3, state: 'failed', tries: 1, error: expect.stringContaining('record 3 ') },
+    ])
+    expect(await readBatchProgress(sql, jobId)).toMatchObject({ rows: 5n, failed: 1n })
+    await writeFile(path, `${f.lines(f.mended).join('\n')}\n`)
+    expect(await retryBatchFailures(ctx, jobId)).toBe(1)
+    expect((await run(ctx, batch, jobId)).outcome).toBe('completed')
+    expect(await copied(ctx)).toEqual(upTo(6))
+    expect(await listFailures(sql, jobId)).toMatchObject([{ rowKey: 3, state: 'resolved' }])
+  })
+
+  it.each(files)('of $format fail the job that may set none aside, and it is resumed there', async (f) => {
+    const path = await newFile(`${f.lines(f.broken).join('\n')}\n`)
+    const ctx = await arrange(0)
+    const batch = copying({ source: f.source(path), skipLimit: 0 })
+    const { jobId, outcome } = await run(ctx, batch)
+    expect(outcome).toBe('failed')
+    expect((await findBatchJob(ctx.databases.primary.sql, jobId))?.error).toContain('record 3 ')
+    await writeFile(path, `${f.lines(f.mended).join('\n')}\n`)
+    await resumeBatch(ctx, jobId)
+    expect((await run(ctx, batch, jobId)).outcome).toBe('completed')
+    expect((await copied(ctx)).map(Number)).toEqual(upTo(6))
+  })
+
+  it('cannot be passed over where nobody knows where they end', async () => {
+    const path = await newFile('id\n1\n"2\n3\n')
+    const ctx = await arrange(0)
+    const { jobId, outcome } = await run(ctx, copying({ source: csv({ path }) }))
+    expect(outcome).toBe('failed')
+    expect((await findBatchJob(ctx.databases.primary.sql, jobId))?.error).toContain('never closed')
+    expect(await copied(ctx)).toEqual([1])
   })
 })

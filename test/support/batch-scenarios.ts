@@ -32,6 +32,7 @@ const rangesBatch = defineBatch({
   source: unevenly(keyset<{ id: number }>({ table: 'source', key: ['id'] }), [2, 4]),
   chunkSize: 3,
   parallel: 3,
+  readAhead: true,
   async process(chunk, { tx, publish }) {
     await tx`insert into target ${tx(chunk, 'id')}`
     await publish(chunk.map(({ id }) => ({ type: 'row.copied', subject: String(id), data: { id } })))

@@ -18,6 +18,7 @@ export default defineConfig({
   ],
   batches: [
     copyBatch,
+    { ...copyBatch, name: 'copy-ranges', parallel: 3, chunkSize: 25 },
     defineBatch({
       name: 'hang',
       source: keyset({ table: 'source', key: ['id'] }),

@@ -90,6 +90,27 @@ describe.each(backends)('holdfast worker with its queues on %s', (_name, queues)
     await expect.poll(() => preparedGids(ctx)).toEqual([])
   })
 
+  it('takes over the ranges of a batch from a worker that was killed', async () => {
+    const { ctx, env } = await arrange()
+    const { sql } = ctx.databases.primary
+    await enqueueBatchJob(ctx, { ...copyBatch, name: 'copy-ranges' }, {}, 'test')
+    const first = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, ...queues })
+    await expect
+      .poll(async () => (await sql`select distinct range from holdfast.batch_positions`).length, {
+        interval: 5,
+      })
+      .toBe(3)
+    first.child.kill('SIGKILL')
+    await first.ended
+    expect(await sql`select status from holdfast.batch_jobs`).toEqual([{ status: 'running' }])
+    const second = new HoldfastProcess(['worker', '-c', config], { ...env, ...queues })
+    await second.says('batch job completed')
+    await expectAllOnce(ctx)
+    await expect.poll(() => preparedGids(ctx)).toEqual([])
+    const runs = await sql`select outcome from holdfast.batch_runs order by id`
+    expect(runs.map(({ outcome }) => outcome as unknown)).toEqual([null, 'completed'])
+  })
+
   it('ends at once on a second signal, when a job does not let go', async () => {
     const { ctx, env } = await arrange()
     await enqueueBatchJob(ctx, { ...copyBatch, name: 'hang' }, {}, 'test')

@@ -86,7 +86,7 @@ async function toRows(
   let end = begin
   for (const record of records) {
     const flaw = await flawOf(file, record, names, end)
-    if (flaw !== undefined) return { rows, end, flaw }
+    if (flaw !== undefined) return { rows, end, flaw, flawEnd: record.end }
     rows.push(toRow(names, record.values))
     end = record.end
   }

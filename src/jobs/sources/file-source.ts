@@ -13,9 +13,15 @@ export type FileOptions = {
 
 /**
  * Whole records that follow each other from an offset on: at most `limit`, fewer at the end of the file or before a
- * record with a flaw. `end` is the offset in bytes after the last of them.
+ * record with a flaw. `end` is the offset in bytes after the last of them, `flawEnd` the one after the flawed record,
+ * where it can be told.
  */
-export type Records<Row> = { rows: Row[]; end: number; flaw?: string | undefined }
+export type Records<Row> = {
+  rows: Row[]
+  end: number
+  flaw?: string | undefined
+  flawEnd?: number | undefined
+}
 
 /** Reads records from an offset where one begins; 0 is the start of the file, with byte order mark and header. */
 export type ReadRecords<Row> = (file: OpenFile, offset: number, limit: number) => Promise<Records<Row>>
@@ -24,8 +30,9 @@ export type ReadRecords<Row> = (file: OpenFile, offset: number, limit: number) =
  * A source of a file, in any format that can be read from an offset. Each chunk opens the file, reads from its offset
  * and closes it: nothing is left open when a job ends, whichever way, and a page cache makes opening again cheap.
  *
- * The records before a flawed one are a chunk of their own, a short one; the read after it throws InvalidPayloadError
- * with the path and the line, at the position right before that record.
+ * The records before a flawed one are a chunk of their own, a short one. The flawed one is a chunk as well, so that a
+ * batch can set it aside; where its end cannot be told, the read throws. Either way the error is InvalidPayloadError with
+ * the path and the line, and the position right before that record.
  */
 export function fileSource<Row>(path: string, readRecords: ReadRecords<Row>): Source<Row> {
   const absolute = resolve(path)
@@ -34,8 +41,14 @@ export function fileSource<Row>(path: string, readRecords: ReadRecords<Row>): So
       withFile(absolute, async (file) => {
         const from = parseFileCursor(stored)
         await checkSameFile(file, from)
-        const { rows, end, flaw } = await readRecords(file, from.offset, limit)
-        if (flaw !== undefined && rows.length === 0) throw await flawed(file, end, from.record + 1, flaw)
+        const { rows, end, flaw, flawEnd } = await readRecords(file, from.offset, limit)
+        if (flaw !== undefined && rows.length === 0) {
+          const record = from.record + 1
+          const unreadable = await flawed(file, end, record, flaw)
+          if (flawEnd === undefined) throw unreadable
+          const cursor = await fileCursorAt(file, flawEnd, record)
+          return { rows, keys: [record], cursor, last: flawEnd === file.size, unreadable }
+        }
         const cursor = await fileCursorAt(file, end, from.record + rows.length)
         const last = flaw === undefined && (rows.length < limit || end === file.size)
         return { rows, keys: rows.map((_row, i) => from.record + i + 1), cursor, last }

@@ -33,7 +33,9 @@ async function readLines(
   for await (const line of linesOf(file, offset === 0 ? await bomBytes(file) : offset, maxRecordBytes)) {
     if (rows.length === limit) break
     const { row, flaw } = parseLine(line, maxRecordBytes)
-    if (flaw !== undefined) return { rows, end, flaw }
+    // Of a line that is too long no more was read than that.
+    const flawEnd = line.bytes.length > maxRecordBytes ? undefined : line.end
+    if (flaw !== undefined) return { rows, end, flaw, flawEnd }
     if (row === undefined) continue
     rows.push(row)
     end = line.end

@@ -18,8 +18,10 @@ export async function newFile(content: string | Uint8Array): Promise<string> {
   return path
 }
 
+/** Throws for a record that cannot be read, as a batch does that sets none aside. */
 export async function readChunk<Row>(source: Source<Row>, cursor: Json, limit: number): Promise<Chunk<Row>> {
   const chunk = await source.read(tx, cursor, limit)
+  if (chunk.unreadable) throw chunk.unreadable
   return { ...chunk, cursor: JSON.parse(JSON.stringify(chunk.cursor)) as Json }
 }
 
