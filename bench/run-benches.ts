@@ -8,6 +8,7 @@ import { batch } from './batch.ts'
 import { batchMemory } from './batch-memory.ts'
 import { batchRanges } from './batch-ranges.ts'
 import { idempotency } from './idempotency.ts'
+import { jobs } from './jobs.ts'
 import type { Bench, BenchServers, Measurement } from './measure.ts'
 import { outbox } from './outbox.ts'
 import { stage } from './stage.ts'
@@ -18,6 +19,7 @@ const suites: Readonly<Record<string, Readonly<Record<string, Bench>>>> = {
   stage: { stage },
   batch: { batch, 'batch-ranges': batchRanges, 'batch-memory': batchMemory },
   idempotency: { idempotency },
+  jobs: { jobs },
 }
 const known = {
   ...suites,

@@ -122,7 +122,8 @@ describe.each(backends)('jobs with their queues on %s', (_name, queues) => {
     const hangs = await hf.enqueue('hanging', null)
     const { jobId } = await hf.enqueue('failing', null)
     expect(await hf.jobs.wait(jobId)).toMatchObject({ status: 'failed', attempts: 3 })
-    expect(tries).toBe(3)
+    // Staged again without being charged where another run, or the database, was in the way.
+    expect(tries).toBeGreaterThanOrEqual(3)
     mended = true
     expect(await hf.jobs.retry(jobId)).toBe('queued')
     expect(await hf.jobs.wait(jobId)).toMatchObject({ status: 'completed', attempts: 3 })
