@@ -11,7 +11,7 @@ const name = 'nightly'
 /** A schedule that has missed three hours: its look is killed, and another process looks. */
 export function dueSchedule(batch: BatchDefinition): Scenario {
   const look = async (ctx: JobContext) => {
-    await runSchedules(ctx, new Map([[batch.name, batch]]), [name])
+    await runSchedules(ctx, { batches: new Map([[batch.name, batch]]), jobs: new Map() }, [name])
   }
   return {
     arrange: async ({ databases }) => {
