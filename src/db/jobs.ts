@@ -1,5 +1,5 @@
 import type { Sql } from './databases.ts'
-import { type EventRunner, isSqlTag } from './event-runner.ts'
+import { type EventRunner, isSqlTag, rowsOf } from './event-runner.ts'
 import type { Json } from './json.ts'
 import type { ScheduledTime } from './schedules.ts'
 import type { Tx } from './tx.ts'
@@ -94,11 +94,11 @@ export async function insertJob(sql: Sql, job: NewJob): Promise<string> {
 export async function insertJobIn(runner: EventRunner, job: NewJob): Promise<string> {
   if (isSqlTag(runner, 'enqueue')) return insertJob(runner, job)
   const { name, input, delayMs, priority, deduplication, correlationId } = job
-  const answer = (await runner.query(
+  const answer = await runner.query(
     'select holdfast.enqueue($1, $2::text::jsonb, $3::bigint, $4::integer, $5::text, $6::text) as id',
     [name, input, delayMs, priority, deduplication, correlationId],
-  )) as { rows?: { id: string }[] }
-  return idOf(answer.rows?.[0])
+  )
+  return idOf(rowsOf(answer, 'enqueue')[0] as { id: string } | undefined)
 }
 
 /** In the transaction that records it: which due time a job is made for. */

@@ -1,3 +1,4 @@
+import type { Sql } from '../db/databases.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import type { EventRunner } from '../db/event-runner.ts'
 import { insertJob, insertJobIn, markScheduled, type NewJob } from '../db/jobs.ts'
@@ -31,8 +32,21 @@ export async function enqueueJob(
 ): Promise<Enqueued> {
   const job = newJob(definition.name, input, options)
   await parseInput(definition, JSON.parse(job.input) as Json)
-  const { tx } = options
-  return { jobId: await (tx ? insertJobIn(tx, job) : insertJob(ctx.databases.primary.sql, job)) }
+  return insert(ctx.databases.primary.sql, job, options)
+}
+
+/** The same by whoever knows the name alone: each run parses the input. */
+export async function enqueueUnchecked(
+  sql: Sql,
+  name: string,
+  input: unknown,
+  options: EnqueueOptions = {},
+): Promise<Enqueued> {
+  return insert(sql, newJob(name, input, options), options)
+}
+
+async function insert(sql: Sql, job: NewJob, { tx }: EnqueueOptions): Promise<Enqueued> {
+  return { jobId: await (tx ? insertJobIn(tx, job) : insertJob(sql, job)) }
 }
 
 /** Records, in the transaction that moves its schedule, a job whose input was parsed. */
