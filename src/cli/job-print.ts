@@ -26,6 +26,9 @@ export function describeJobs(jobs: readonly Job[], now: number): string {
 export function describeJob(job: Job, transactions: readonly JobTransaction[], now: number): string {
   const parts = [
     describeJobs([job], now),
+    job.schedule === null || job.scheduledFor === null
+      ? ''
+      : `made by the schedule ${job.schedule} for ${job.scheduledFor.toISOString()}\n`,
     `input: ${JSON.stringify(job.input)}\n`,
     job.result === null ? '' : `result: ${JSON.stringify(job.result)}\n`,
     section(

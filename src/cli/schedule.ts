@@ -23,10 +23,10 @@ function describe(views: readonly ScheduleView[], now: number): string {
   if (views.length === 0) return 'no schedule\n'
   return section(
     'schedules',
-    ['schedule', 'batch', 'cron', 'time zone', 'missed', 'last due', 'its job', 'next due', ''],
+    ['schedule', 'enqueues', 'cron', 'time zone', 'missed', 'last due', 'its job', 'next due', ''],
     views.map((view) => [
       view.name,
-      view.batch,
+      `${view.enqueues.kind} ${view.enqueues.name}`,
       view.cron,
       view.tz,
       view.missed,

@@ -1,5 +1,6 @@
 import type { Sql } from './databases.ts'
 import type { Json } from './json.ts'
+import type { ScheduledTime } from './schedules.ts'
 
 /** Table batch_jobs: the control row of each batch job. Never written inside staged work. */
 export type BatchStatus =
@@ -42,9 +43,6 @@ type Row = Omit<BatchJob, 'rowsExpected'> & { rowsExpected: string | null }
 function toJob(row: Row): BatchJob {
   return { ...row, rowsExpected: row.rowsExpected === null ? null : BigInt(row.rowsExpected) }
 }
-
-/** The due time of a schedule that a job is made for. */
-export type ScheduledTime = { schedule: string; dueAt: Date }
 
 /**
  * Records a job. With `unique` not while another one of this batch with these parameters is open, that is, neither

@@ -24,3 +24,13 @@ export function isSqlTag(runner: EventRunner, call: string): runner is Tx | post
     `${call} needs the transaction that it belongs to: the tx of the work, a postgres.js transaction, or a client with query(text, values); a pool is none`,
   )
 }
+
+/** The rows that query() answered with: in node-postgres's result, or alone, as some of the mappers on top of it do. */
+export function rowsOf(result: unknown, call: string): readonly unknown[] {
+  const rows: unknown =
+    typeof result === 'object' && result !== null && 'rows' in result ? result.rows : result
+  if (Array.isArray(rows)) return rows
+  throw new InvalidPayloadError(
+    `${call} needs a client whose query() answers with rows, as node-postgres does`,
+  )
+}

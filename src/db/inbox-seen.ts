@@ -1,5 +1,5 @@
 import { InvalidPayloadError } from './errors.ts'
-import { type EventRunner, isSqlTag } from './event-runner.ts'
+import { type EventRunner, isSqlTag, rowsOf } from './event-runner.ts'
 import type { Tx } from './tx.ts'
 
 /**
@@ -22,7 +22,7 @@ export async function recordSeen(runner: EventRunner, consumer: string, eventId:
   }
   const text =
     'insert into holdfast.inbox_seen (consumer, event_id) values ($1, $2) on conflict do nothing returning 1'
-  return countRows(await runner.query(text, [consumer, eventId])) > 0
+  return rowsOf(await runner.query(text, [consumer, eventId]), 'once').length > 0
 }
 
 /** In the caller's transaction: forgets at most `limit` of what was seen longer ago than that. Returns how many. */
@@ -45,15 +45,4 @@ function checkKey(text: unknown, what: string): void {
     throw new InvalidPayloadError(
       `${what} has U+0000 or a lone surrogate in it, which PostgreSQL cannot store`,
     )
-}
-
-/** Of what query() answers: node-postgres's result, or the rows alone, as some of the mappers on top of it do. */
-function countRows(result: unknown): number {
-  const rows: unknown =
-    typeof result === 'object' && result !== null && 'rows' in result ? result.rows : result
-  if (!Array.isArray(rows))
-    throw new InvalidPayloadError(
-      'once needs a client whose query() answers with rows, as node-postgres does',
-    )
-  return rows.length
 }

@@ -1,6 +1,7 @@
 import type { Sql } from './databases.ts'
-import { type EventRunner, isSqlTag } from './event-runner.ts'
+import { type EventRunner, isSqlTag, rowsOf } from './event-runner.ts'
 import type { Json } from './json.ts'
+import type { ScheduledTime } from './schedules.ts'
 import type { Tx } from './tx.ts'
 
 /**
@@ -36,14 +37,17 @@ export type Job = {
   result: Json
   deduplication: string | null
   correlationId: string
+  /** the schedule that it was made by, and the due time that it was made for; null: somebody enqueued it */
+  schedule: string | null
+  scheduledFor: Date | null
   createdAt: Date
   startedAt: Date | null
   finishedAt: Date | null
 }
 
 const columns = `id, name, input, status, priority, run_at as "runAt", attempts, errors, result,
-  dedup_key as deduplication, correlation_id as "correlationId", created_at as "createdAt", started_at as "startedAt",
-  finished_at as "finishedAt"`
+  dedup_key as deduplication, correlation_id as "correlationId", schedule, scheduled_for as "scheduledFor",
+  created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt"`
 
 /** The most failures that a row keeps, and the most characters of each message. */
 const keptErrors = 20
@@ -90,11 +94,16 @@ export async function insertJob(sql: Sql, job: NewJob): Promise<string> {
 export async function insertJobIn(runner: EventRunner, job: NewJob): Promise<string> {
   if (isSqlTag(runner, 'enqueue')) return insertJob(runner, job)
   const { name, input, delayMs, priority, deduplication, correlationId } = job
-  const answer = (await runner.query(
+  const answer = await runner.query(
     'select holdfast.enqueue($1, $2::text::jsonb, $3::bigint, $4::integer, $5::text, $6::text) as id',
     [name, input, delayMs, priority, deduplication, correlationId],
-  )) as { rows?: { id: string }[] }
-  return idOf(answer.rows?.[0])
+  )
+  return idOf(rowsOf(answer, 'enqueue')[0] as { id: string } | undefined)
+}
+
+/** In the transaction that records it: which due time a job is made for. */
+export async function markScheduled(tx: Tx, id: string, { schedule, dueAt }: ScheduledTime): Promise<void> {
+  await tx`update holdfast.jobs set schedule = ${schedule}, scheduled_for = ${dueAt} where id = ${id}`
 }
 
 function idOf(row: { id: string } | undefined): string {

@@ -6,7 +6,19 @@ import type { Tx } from './tx.ts'
  * Table schedules: which due times of a schedule are done. A due time is enqueued in the transaction that moves
  * `done_until` beyond it, by compare-and-set on `revision`; so once at most, whoever else looks at the same time.
  */
-export type ScheduleTarget = { batch: string; params: Json }
+export type ScheduleTarget =
+  | { readonly batch: string; readonly params: Json }
+  | { readonly job: string; readonly input: Json }
+
+/** The definition that a schedule enqueues. */
+export type Scheduled = { kind: 'batch' | 'job'; name: string }
+
+export function scheduledBy(target: ScheduleTarget): Scheduled {
+  return 'job' in target ? { kind: 'job', name: target.job } : { kind: 'batch', name: target.batch }
+}
+
+/** The due time of a schedule that a job, or a job of a batch, is made for. */
+export type ScheduledTime = { schedule: string; dueAt: Date }
 
 export type ScheduleRow = {
   name: string

@@ -13,6 +13,7 @@ export const SQLSTATE = {
   duplicateObject: '42710',
   insufficientPrivilege: '42501',
   undefinedTable: '42P01',
+  undefinedFunction: '42883',
   invalidSchemaName: '3F000',
   outOfSlots: '53200',
   notInPrerequisiteState: '55000',

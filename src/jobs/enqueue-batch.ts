@@ -1,14 +1,9 @@
 import { v7 as uuidv7 } from 'uuid'
-import {
-  type BatchJob,
-  findBatchJob,
-  findByParams,
-  insertBatchJob,
-  type ScheduledTime,
-} from '../db/batch-jobs.ts'
+import { type BatchJob, findBatchJob, findByParams, insertBatchJob } from '../db/batch-jobs.ts'
 import type { Sql } from '../db/databases.ts'
 import { BatchNotCompletedError, InvalidConfigError } from '../db/errors.ts'
 import { encodeJson, type Json } from '../db/json.ts'
+import type { ScheduledTime } from '../db/schedules.ts'
 import type { BatchDefinition } from './batch-definition.ts'
 import type { JobContext } from './context.ts'
 import { pause } from './pause.ts'

@@ -1,7 +1,10 @@
+import type { Sql } from '../db/databases.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import type { EventRunner } from '../db/event-runner.ts'
-import { insertJob, insertJobIn } from '../db/jobs.ts'
+import { insertJob, insertJobIn, markScheduled, type NewJob } from '../db/jobs.ts'
 import { encodeJson, type Json } from '../db/json.ts'
+import type { ScheduledTime } from '../db/schedules.ts'
+import type { Tx } from '../db/tx.ts'
 import type { JobContext } from './context.ts'
 import type { JobDefinition } from './job-definition.ts'
 import { parseBySchema } from './schema.ts'
@@ -27,7 +30,45 @@ export async function enqueueJob(
   input: unknown,
   options: EnqueueOptions = {},
 ): Promise<Enqueued> {
-  const { tx, delayMs = 0, priority = 0, deduplication, correlationId } = options
+  const job = newJob(definition.name, input, options)
+  await parseInput(definition, JSON.parse(job.input) as Json)
+  return insert(ctx.databases.primary.sql, job, options)
+}
+
+/** The same by whoever knows the name alone: each run parses the input. */
+export async function enqueueUnchecked(
+  sql: Sql,
+  name: string,
+  input: unknown,
+  options: EnqueueOptions = {},
+): Promise<Enqueued> {
+  return insert(sql, newJob(name, input, options), options)
+}
+
+async function insert(sql: Sql, job: NewJob, { tx }: EnqueueOptions): Promise<Enqueued> {
+  return { jobId: await (tx ? insertJobIn(tx, job) : insertJob(sql, job)) }
+}
+
+/** Records, in the transaction that moves its schedule, a job whose input was parsed. */
+export async function recordScheduledJob(
+  tx: Tx,
+  definition: JobDefinition,
+  input: Json,
+  scheduled: ScheduledTime,
+): Promise<Enqueued> {
+  const jobId = await insertJob(tx, newJob(definition.name, input))
+  await markScheduled(tx, jobId, scheduled)
+  return { jobId }
+}
+
+/** Throws InvalidPayloadError. Without a schema, what is JSON fits. */
+export function parseInput(definition: JobDefinition, raw: Json): Promise<unknown> | Json {
+  return definition.input ? parseBySchema(definition.input, raw, `input of ${definition.name}`) : raw
+}
+
+/** The row of a job. Throws InvalidConfigError for options that are wrong, InvalidPayloadError for what is not JSON. */
+function newJob(name: string, input: unknown, options: EnqueueOptions = {}): NewJob {
+  const { delayMs = 0, priority = 0, deduplication, correlationId } = options
   const problems: string[] = []
   if (!Number.isFinite(delayMs) || delayMs < 0) problems.push(`delayMs is 0 or more, not ${delayMs}`)
   if (!Number.isSafeInteger(priority) || priority < 0 || priority > 2_097_152)
@@ -35,16 +76,12 @@ export async function enqueueJob(
   if (deduplication !== undefined && (typeof deduplication.id !== 'string' || deduplication.id === ''))
     problems.push('deduplication.id is a text')
   if (problems.length > 0) throw new InvalidConfigError(problems)
-  const json = encodeJson(input ?? null, `input of ${definition.name}`)
-  if (definition.input)
-    await parseBySchema(definition.input, JSON.parse(json) as Json, `input of ${definition.name}`)
-  const job = {
-    name: definition.name,
-    input: json,
+  return {
+    name,
+    input: encodeJson(input ?? null, `input of ${name}`),
     delayMs: Math.round(delayMs),
     priority,
     deduplication: deduplication?.id ?? null,
     correlationId: correlationId ?? null,
   }
-  return { jobId: await (tx ? insertJobIn(tx, job) : insertJob(ctx.databases.primary.sql, job)) }
 }

@@ -25,12 +25,12 @@ import type { Tx } from '../db/tx.ts'
 import { compensate } from './compensate.ts'
 import type { JobContext } from './context.ts'
 import { commitDistributed } from './coordinator.ts'
+import { parseInput } from './enqueue-job.ts'
 import { endTransactionOf } from './job-control.ts'
 import type { JobDefinition } from './job-definition.ts'
 import { attemptsOf, backoff, classify, classifyEffects, type Verdict } from './retry.ts'
 import { type RunResult, runDistributed } from './run-distributed.ts'
 import type { RunningJobs } from './running-jobs.ts'
-import { parseBySchema } from './schema.ts'
 import { stagedTogether, stageTogether } from './stage-together.ts'
 
 /**
@@ -321,8 +321,4 @@ class DiedTooOften extends Error {
   constructor(times: number) {
     super(`its worker died ${times} times in a row while it ran`)
   }
-}
-
-function parseInput(definition: JobDefinition, raw: Json): Promise<unknown> | Json {
-  return definition.input ? parseBySchema(definition.input, raw, `input of ${definition.name}`) : raw
 }

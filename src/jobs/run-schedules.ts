@@ -4,14 +4,17 @@ import {
   readSchedules,
   readServerTime,
   recordLastRun,
+  type Scheduled,
   type ScheduleRow,
   type ScheduleTarget,
+  scheduledBy,
 } from '../db/schedules.ts'
 import { reached } from '../db/steps.ts'
 import type { Tx } from '../db/tx.ts'
-import type { BatchDefinition } from './batch-definition.ts'
 import type { JobContext } from './context.ts'
 import { type EnqueuedBatch, parseParams, recordBatchJob } from './enqueue-batch.ts'
+import { parseInput, recordScheduledJob } from './enqueue-job.ts'
+import type { Definitions } from './schedule-definition.ts'
 import { nextDue, type Plan, planRuns } from './schedules.ts'
 
 /**
@@ -25,11 +28,12 @@ import { nextDue, type Plan, planRuns } from './schedules.ts'
  * 3. Clocks that differ. What time it is, PostgreSQL says; the clocks of workers and of Redis only say when to ask.
  * 4. The schedule is declared anew meanwhile. That raises its revision as well.
  */
-export type ScheduledRun = EnqueuedBatch & { dueAt: Date }
+/** `existed`: the due time is done by a job that was open already, of a batch that is unique by its parameters. */
+export type ScheduledRun = EnqueuedBatch & { dueAt: Date; of: Scheduled }
 
 export type Looked = {
   name: string
-  /** what this look enqueued; `existed`: the due time is done by a job that was open already */
+  /** what this look enqueued */
   runs: ScheduledRun[]
   /** the first due time that is not done, and how long until then by the database's clock; negative: it has passed */
   nextDueAt: Date
@@ -47,7 +51,7 @@ export type LookOptions = {
 /** Looks at the schedules of these names. One that fails keeps the others from nothing. */
 export async function runSchedules(
   ctx: JobContext,
-  batches: ReadonlyMap<string, BatchDefinition>,
+  definitions: Definitions,
   names: readonly string[],
   { now = () => readServerTime(ctx.databases.primary.sql) }: LookOptions = {},
 ): Promise<Looked[]> {
@@ -58,7 +62,7 @@ export async function runSchedules(
     const { name } = row
     try {
       const plan = planRuns(row, row.doneUntil, time)
-      const runs = plan.doneUntil > row.doneUntil ? await enqueueDue(ctx, batches, row, plan) : []
+      const runs = plan.doneUntil > row.doneUntil ? await enqueueDue(ctx, definitions, row, plan) : []
       for (const { dueAt, jobId, existed } of runs)
         ctx.log.info(
           { schedule: name, dueAt, jobId },
@@ -75,17 +79,17 @@ export async function runSchedules(
 
 async function enqueueDue(
   ctx: JobContext,
-  batches: ReadonlyMap<string, BatchDefinition>,
+  definitions: Definitions,
   row: ScheduleRow,
   { due, doneUntil }: Plan,
 ): Promise<ScheduledRun[]> {
   // Outside the transaction: a schema may be slow.
-  const record = await recorderOf(batches, row)
+  const record = await recorderOf(definitions, row)
   const enqueued = await ctx.databases.primary.transaction(async (tx) => {
     const runs: ScheduledRun[] = []
     if (!(await moveSchedule(tx, row, doneUntil))) return runs
     await reached('schedule.moved')
-    for (const dueAt of due) runs.push({ dueAt, ...(await record(tx, dueAt)) })
+    for (const dueAt of due) runs.push({ dueAt, of: scheduledBy(row.target), ...(await record(tx, dueAt)) })
     const last = runs.at(-1)
     if (last) await recordLastRun(tx, row.name, last.dueAt, last.jobId)
     await reached('schedule.recorded')
@@ -97,14 +101,23 @@ async function enqueueDue(
 
 /** How the work of one due time is recorded; the only place that knows what kinds of work there are. */
 async function recorderOf(
-  batches: ReadonlyMap<string, BatchDefinition>,
+  { batches, jobs }: Definitions,
   { name, target }: { name: string; target: ScheduleTarget },
 ): Promise<(tx: Tx, dueAt: Date) => Promise<EnqueuedBatch>> {
-  const definition = batches.get(target.batch)
-  if (!definition)
-    throw new Error(`schedule ${name}: this worker's config has no batch named ${target.batch}`)
-  await parseParams(definition, target.params)
-  return (tx, dueAt) => recordBatchJob(tx, definition, target.params, randomUUID(), { schedule: name, dueAt })
+  const missing = (what: string) => new Error(`schedule ${name}: this worker's config has no ${what}`)
+  if ('job' in target) {
+    const job = jobs.get(target.job)
+    if (!job) throw missing(`job named ${target.job}`)
+    await parseInput(job, target.input)
+    return async (tx, dueAt) => ({
+      ...(await recordScheduledJob(tx, job, target.input, { schedule: name, dueAt })),
+      existed: false,
+    })
+  }
+  const batch = batches.get(target.batch)
+  if (!batch) throw missing(`batch named ${target.batch}`)
+  await parseParams(batch, target.params)
+  return (tx, dueAt) => recordBatchJob(tx, batch, target.params, randomUUID(), { schedule: name, dueAt })
 }
 
 /** Raises an alert for each schedule whose due time has passed for too long without having been enqueued. */

@@ -110,9 +110,15 @@ const definition = z.custom<BatchDefinition>(
   'is not a batch definition; make it with defineBatch',
 )
 
+const named = (otherwise: string) =>
+  z.union([z.string(), z.looseObject({ name: z.string() })], otherwise).optional()
+
+// Which of them it has, and what they are, is checked by resolveSchedules.
 const schedule = z.strictObject({
-  batch: z.union([z.string(), z.looseObject({ name: z.string() })], 'is not a batch definition or its name'),
+  batch: named('is not a batch definition or its name'),
   params: z.unknown().optional(),
+  job: named('is not a job definition or its name'),
+  input: z.unknown().optional(),
   cron: z.string(),
   tz: z.string().optional(),
   missed: z.enum(missedPolicies).optional(),
@@ -213,7 +219,8 @@ export function resolveConfig(
     if (batches.findIndex((other) => other.name === batch.name) < i)
       problems.push(`batches: two are named ${batch.name}`)
   }
-  const resolvedSchedules = resolveSchedules(schedules, batches, problems)
+  const definitions = { jobs: byName(jobs), batches: byName(batches) }
+  const resolvedSchedules = resolveSchedules(schedules, definitions, problems)
   for (const [i, { name, participants = [] }] of jobs.entries()) {
     if (jobs.findIndex((other) => other.name === name) < i) problems.push(`jobs: two are named ${name}`)
     for (const participant of participants) {
@@ -226,8 +233,7 @@ export function resolveConfig(
     databases: urls,
     redis: redisUrl,
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
-    jobs: new Map(jobs.map((definition) => [definition.name, definition])),
-    batches: new Map(batches.map((batch) => [batch.name, batch])),
+    ...definitions,
     schedules: resolvedSchedules,
     sinks: new Map(Object.entries(sinks)),
     routes,
@@ -240,6 +246,10 @@ export function resolveConfig(
     timing,
     logLevel,
   }
+}
+
+function byName<D extends { readonly name: string }>(definitions: readonly D[]): ReadonlyMap<string, D> {
+  return new Map(definitions.map((definition) => [definition.name, definition]))
 }
 
 function databaseUrls(

@@ -49,7 +49,7 @@ type BatchName<C> = C extends { batches: readonly (infer B)[] }
   : string
 
 type JobOf<C> = C extends { jobs: readonly (infer J)[] } ? J : { readonly name: string }
-type JobName<C> = JobOf<C> extends { readonly name: infer N } ? N & string : string
+export type JobName<C> = JobOf<C> extends { readonly name: infer N } ? N & string : string
 /** What a job may be enqueued with; of a name, that of the config's definition. */
 type InputOf<J> = J extends { readonly input?: infer S }
   ? NonNullable<S> extends StandardSchemaV1
@@ -58,7 +58,9 @@ type InputOf<J> = J extends { readonly input?: infer S }
       : StandardSchemaV1.InferInput<NonNullable<S>>
     : unknown
   : unknown
-type InputFor<C, J> = J extends string ? InputOfNamed<Extract<JobOf<C>, { readonly name: J }>> : InputOf<J>
+export type InputFor<C, J> = J extends string
+  ? InputOfNamed<Extract<JobOf<C>, { readonly name: J }>>
+  : InputOf<J>
 type InputOfNamed<J> = [J] extends [never] ? unknown : InputOf<J>
 
 type StagedBy<W> = { [K in keyof W]: W[K] extends (...args: never[]) => infer R ? Awaited<R> : never }

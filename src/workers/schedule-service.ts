@@ -47,10 +47,10 @@ export class ScheduleService {
     return this.#names.length > 0
   }
 
-  /** Records what the config says. Throws InvalidConfigError with each schedule whose parameters are wrong. */
+  /** Records what the config says. Throws InvalidConfigError with each schedule whose parameters or input are wrong. */
   async start(): Promise<void> {
-    const { schedules, batches } = this.#ctx.config
-    const problems = await scheduleProblems(schedules.values(), batches)
+    const { config } = this.#ctx
+    const problems = await scheduleProblems(config.schedules.values(), config)
     if (problems.length > 0) throw new InvalidConfigError(problems)
     await this.#declare(this.#names)
     this.#startedAt = this.#ctx.clock.now()
@@ -72,7 +72,7 @@ export class ScheduleService {
   async look(names: readonly string[] = this.#names): Promise<Looked[]> {
     if (names.length === 0) return []
     const { config, log } = this.#ctx
-    const looked = await runSchedules(this.#ctx, config.batches, names)
+    const looked = await runSchedules(this.#ctx, config, names)
     for (const run of looked.flatMap(({ runs }) => runs)) {
       await this.#queueRun(run).catch((err: unknown) => {
         log.warn({ err, jobId: run.jobId }, 'recorded, but not queued yet; a worker will')

@@ -1,11 +1,11 @@
-import { readSchedules, readServerTime } from '../db/schedules.ts'
+import { readSchedules, readServerTime, type Scheduled, scheduledBy } from '../db/schedules.ts'
 import { type MissedPolicy, nextDue } from '../jobs/schedules.ts'
 import type { Context } from './context.ts'
 
 export type ScheduleView = {
   name: string
-  /** what is enqueued */
-  batch: string
+  /** what is enqueued: a batch or a job, and its name */
+  enqueues: Scheduled
   cron: string
   tz: string
   missed: MissedPolicy
@@ -37,7 +37,7 @@ export class Schedules {
     return [...declared, ...undeclared]
       .map(({ name, target, cron, tz, missed, lastDueAt, lastJobId, from }) => ({
         name,
-        batch: target.batch,
+        enqueues: scheduledBy(target),
         cron,
         tz,
         missed,

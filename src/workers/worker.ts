@@ -8,7 +8,7 @@ import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
 import { type RunProgress, runBatch } from '../jobs/run-batch.ts'
 import type { Context } from './context.ts'
-import { JobService } from './job-service.ts'
+import { JobService, jobQueueJob } from './job-service.ts'
 import { Loop } from './loop.ts'
 import { OutboxService } from './outbox-service.ts'
 import { ScheduleService } from './schedule-service.ts'
@@ -35,7 +35,11 @@ export class WorkerService {
   constructor(ctx: Context) {
     this.#ctx = ctx
     this.#outbox = new OutboxService(ctx)
-    this.#schedules = new ScheduleService(ctx, ({ jobId }) => ctx.queues.add('batch', batchQueueJob(jobId)))
+    this.#schedules = new ScheduleService(ctx, ({ jobId: id, of: { kind, name } }) =>
+      kind === 'batch'
+        ? ctx.queues.add('batch', batchQueueJob(id))
+        : ctx.queues.add('jobs', jobQueueJob({ id, name, priority: 0 })),
+    )
     this.#jobs = new JobService(ctx, this.#stopping.signal)
   }
 

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterAll, describe, expect, inject, it } from 'vitest'
+import { markScheduled } from '../../src/db/jobs.ts'
 import type { JobDefinition } from '../../src/jobs/job-definition.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 import { JobProcess } from '../support/jobs.ts'
@@ -63,15 +64,21 @@ describe('holdfast job', () => {
       { id: jobId, status: 'failed', attempts: 1 },
     ])
     expect(await json('list', '--status', 'completed')).toEqual([])
+    await ctx.databases.primary.transaction((tx) =>
+      markScheduled(tx, jobId, { schedule: 'hourly', dueAt: new Date('2026-05-01T03:00:00Z') }),
+    )
     expect(await json('show', jobId)).toMatchObject({
       id: jobId,
       input: { total: 7 },
+      schedule: 'hourly',
+      scheduledFor: '2026-05-01T03:00:00.000Z',
       errors: [{ message: 'card refused', attempt: 1 }],
       transactions: [{ status: 'rolled_back', compensation: 'none' }],
     })
     const shown = await holdfast('show', jobId)
     expect(shown.stdout).toBe('')
-    for (const text of ['card refused', 'rolled_back', `holdfast job retry ${jobId}`])
+    const madeBy = 'made by the schedule hourly for 2026-05-01T03:00:00.000Z'
+    for (const text of [madeBy, 'card refused', 'rolled_back', `holdfast job retry ${jobId}`])
       expect(shown.stderr).toContain(text)
 
     await ctx.databases.primary.sql`insert into mended default values`

@@ -1,10 +1,12 @@
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
 import { findBatchJob, listBatchJobs, moveBatchJob } from '../../src/db/batch-jobs.ts'
+import { findJob, listJobs } from '../../src/db/jobs.ts'
 import { declareSchedule, readSchedules, type ScheduleRow } from '../../src/db/schedules.ts'
 import { watchSteps } from '../../src/db/steps.ts'
 import { type BatchDefinition, defineBatch } from '../../src/jobs/batch-definition.ts'
 import type { JobContext } from '../../src/jobs/context.ts'
+import { defineJob, type JobDefinition } from '../../src/jobs/job-definition.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
 import { alertOverdueSchedules, runSchedules } from '../../src/jobs/run-schedules.ts'
 import { newDatabases, openContext } from '../support/database.ts'
@@ -37,7 +39,8 @@ async function arrange(settings: Settings = {}): Promise<JobContext> {
 }
 
 function look(ctx: JobContext, now: Date, batch: BatchDefinition = copy) {
-  return runSchedules(ctx, new Map([[batch.name, batch]]), [name], { now: async () => now })
+  const definitions = { batches: new Map([[batch.name, batch]]), jobs: new Map() }
+  return runSchedules(ctx, definitions, [name], { now: async () => now })
 }
 
 /** The due times of the jobs that there are, in the order in which they were recorded, as minutes. */
@@ -212,5 +215,106 @@ describe('a schedule that is declared', () => {
     expect(await dueTimes(ctx)).toEqual([])
     await look(ctx, at(30))
     expect(await dueTimes(ctx)).toEqual([30])
+  })
+})
+
+describe('a schedule of a job', () => {
+  const greet = defineJob({
+    name: 'greet',
+    input: z.object({ name: z.string().transform((text) => text.length) }),
+    stage: () => null,
+  })
+  const target = { job: 'greet', input: { name: 'Ada' } }
+
+  function lookForJobs(ctx: JobContext, now: Date, ...jobs: readonly JobDefinition[]) {
+    const definitions = { batches: new Map(), jobs: new Map(jobs.map((job) => [job.name, job])) }
+    return runSchedules(ctx, definitions, [name], { now: async () => now })
+  }
+
+  const times = async ({ databases }: JobContext) =>
+    (await listJobs(databases.primary.sql, { limit: 1_000 }))
+      .map(({ scheduledFor }) => ((scheduledFor?.getTime() ?? 0) - start) / minuteMs)
+      .toSorted((one, other) => one - other)
+
+  it('records each with its due time, its input as it was given, and no other column of it', async () => {
+    const ctx = await arrange({ target })
+    const [looked] = await lookForJobs(ctx, at(1), greet)
+    const [run] = looked?.runs ?? []
+    expect(run).toEqual({
+      dueAt: at(1),
+      jobId: expect.stringMatching(/^greet-/),
+      existed: false,
+      of: { kind: 'job', name: 'greet' },
+    })
+    expect(await findJob(ctx.databases.primary.sql, run?.jobId ?? '')).toMatchObject({
+      name: 'greet',
+      input: { name: 'Ada' },
+      status: 'queued',
+      priority: 0,
+      deduplication: null,
+      schedule: name,
+      scheduledFor: at(1),
+    })
+    expect(await row(ctx)).toMatchObject({
+      target,
+      doneUntil: at(1),
+      lastDueAt: at(1),
+      lastJobId: run?.jobId,
+    })
+  })
+
+  it('makes a job for each due time, also while one of it is open, and none twice', async () => {
+    const urls = await newDatabases()
+    const workers = await Promise.all([openContext(urls), openContext(urls), openContext(urls)])
+    const [first] = workers
+    if (!first) throw new Error('no worker')
+    await declare(first, { target })
+    const asks = workers.map(async (worker, i) => {
+      for (let minute = 1; minute <= 20; minute++)
+        await lookForJobs(worker, at(minute + [0, 7, -3][i]!), greet)
+    })
+    await Promise.all(asks)
+    expect(await times(first)).toEqual(Array.from({ length: 27 }, (_, i) => i + 1))
+  })
+
+  it.each(['schedule.moved', 'schedule.recorded'] as const)(
+    'leaves nothing when it fails at %s',
+    async (step) => {
+      const ctx = await arrange({ target })
+      const before = await row(ctx)
+      watchSteps({
+        steps: new Set([step]),
+        reached() {
+          throw new Error('the plug was pulled')
+        },
+      })
+      expect(await lookForJobs(ctx, at(3), greet)).toEqual([])
+      expect(await times(ctx)).toEqual([])
+      expect(await row(ctx)).toEqual(before)
+      watchSteps(undefined)
+      await lookForJobs(ctx, at(3), greet)
+      expect(await times(ctx)).toEqual([1, 2, 3])
+    },
+  )
+
+  it('waits for a worker whose config has the job, and whose schema its input fits', async () => {
+    const ctx = await arrange({ target })
+    await lookForJobs(ctx, at(2))
+    const batchOfThatName = { batches: new Map([['greet', { ...copy, name: 'greet' }]]), jobs: new Map() }
+    await runSchedules(ctx, batchOfThatName, [name], { now: async () => at(2) })
+    const strict = defineJob({ name: 'greet', input: z.object({ name: z.number() }), stage: () => null })
+    await lookForJobs(ctx, at(2), strict)
+    expect(await times(ctx)).toEqual([])
+    await lookForJobs(ctx, at(2), greet)
+    expect(await times(ctx)).toEqual([1, 2])
+  })
+
+  it('goes on where it was when it enqueues something else', async () => {
+    const ctx = await arrange()
+    await look(ctx, at(2))
+    await declare(ctx, { target }, at(9))
+    await lookForJobs(ctx, at(4), greet)
+    expect(await dueTimes(ctx)).toEqual([1, 2])
+    expect(await times(ctx)).toEqual([3, 4])
   })
 })

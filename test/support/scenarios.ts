@@ -52,6 +52,7 @@ export type ScenarioName =
   | 'recovering-decided'
   | 'cleaning-up'
   | 'schedule'
+  | 'schedule-of-job'
   | 'job'
   | 'job-that-fails'
   | 'job-taking-over'
@@ -102,9 +103,9 @@ export const scenariosOf: Record<Step, ScenarioName[]> = {
   'recovery.listed': ['recovering', 'recovering-decided', 'cleaning-up'],
   'recovery.decided': ['recovering', 'cleaning-up'],
   'cleanup.recovered': ['cleaning-up'],
-  'schedule.moved': ['schedule'],
-  'schedule.recorded': ['schedule'],
-  'schedule.committed': ['schedule'],
+  'schedule.moved': ['schedule', 'schedule-of-job'],
+  'schedule.recorded': ['schedule', 'schedule-of-job'],
+  'schedule.committed': ['schedule', 'schedule-of-job'],
   'epoch.started': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
   'page.staging': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
   'page.prepared': ['page-table', 'page-stream', 'page-parking', 'page-parked'],
@@ -121,7 +122,7 @@ export function databasesOf(which: ScenarioName): Record<string, 'east' | 'west'
   if (which === 'page-table' || which === 'chunk-two-databases') return [{ billing: 'west' }]
   if (which.startsWith('chunk') || which === 'page-stream' || which.startsWith('page-park')) return [{}]
   if (which === 'cleaning-up') return [{ billing: 'west' }]
-  if (which === 'schedule') return [{}]
+  if (which === 'schedule' || which === 'schedule-of-job') return [{}]
   if (which === 'idempotent' || which === 'expiring-keys') return [{}]
   return [{}, { billing: 'west' }]
 }
@@ -181,6 +182,8 @@ export function scenario(which: ScenarioName, redis: string | undefined): Scenar
       return cleaningUp
     case 'schedule':
       return dueSchedule(copyBatch)
+    case 'schedule-of-job':
+      return dueSchedule('job')
     case 'job':
       return job
     case 'job-that-fails':

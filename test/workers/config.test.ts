@@ -15,6 +15,21 @@ const nightly = defineBatch({
   async process() {},
 })
 
+const importOrders = defineJob({
+  name: 'import-orders',
+  input: z.object({ shop: z.number() }),
+  stage: () => null,
+})
+
+function problemsOf(config: HoldfastConfig): readonly string[] {
+  try {
+    resolveConfig(config, {})
+    return []
+  } catch (error) {
+    return (error as InvalidConfigError).problems
+  }
+}
+
 describe('resolveConfig', () => {
   it('takes the config first, then the environment, then the embedded default', () => {
     expect(resolveConfig({}, {}).databases).toEqual({ primary: 'embedded' })
@@ -112,6 +127,33 @@ describe('resolveConfig', () => {
     ])
   })
 
+  it('completes schedules of jobs', () => {
+    const config: HoldfastConfig = {
+      batches: [nightly],
+      jobs: [importOrders, defineJob({ name: 'sweep', stage: () => null })],
+      schedules: [
+        { job: importOrders, input: { shop: 7 }, cron: '0 * * * *', missed: 'backfill' },
+        { job: 'sweep', cron: '@daily', name: 'nightly-sweep' },
+      ],
+    }
+    expect([...resolveConfig(config, {}).schedules.values()]).toEqual([
+      {
+        name: 'import-orders',
+        cron: '0 * * * *',
+        tz: 'UTC',
+        missed: 'backfill',
+        target: { job: 'import-orders', input: { shop: 7 } },
+      },
+      {
+        name: 'nightly-sweep',
+        cron: '@daily',
+        tz: 'UTC',
+        missed: 'run-once',
+        target: { job: 'sweep', input: null },
+      },
+    ])
+  })
+
   it('lists everything that is wrong with schedules, with its place', () => {
     const wrong = { batch: 'nightly', params: { year: 2026 }, cron: '0 3 * * *' }
     const schedules = [
@@ -123,14 +165,6 @@ describe('resolveConfig', () => {
       wrong,
       { ...wrong, cron: '0 4 * * *' },
     ]
-    const problemsOf = (config: HoldfastConfig): readonly string[] => {
-      try {
-        resolveConfig(config, {})
-        return []
-      } catch (error) {
-        return (error as InvalidConfigError).problems
-      }
-    }
     expect(problemsOf({ batches: [nightly], schedules, redis: 'localhost' })).toEqual([
       expect.stringContaining('redis'),
       expect.stringMatching(/^config\.schedules\.0\.cron: .*61/),
@@ -145,5 +179,54 @@ describe('resolveConfig', () => {
       { batch: 1, cron: 5, missed: 'later', evry: 1 },
     ] as unknown as HoldfastConfig['schedules']
     expect(problemsOf({ schedules: shapeless ?? [] })).toHaveLength(4)
+  })
+
+  it('lists what is wrong with schedules of jobs, and with those that have two targets or none', () => {
+    const [job, cron] = ['import-orders', '0 * * * *']
+    const throwing = defineJob({
+      name: 'throwing',
+      input: {
+        '~standard': {
+          version: 1,
+          vendor: 'test',
+          validate() {
+            throw new Error('the schema threw')
+          },
+        },
+      },
+      stage: () => null,
+    })
+    const schedules = [
+      { job: 'import-ordrs', cron, name: 'a' },
+      { job, input: { shop: 'x' }, cron, name: 'b' },
+      { job, input: { shop: 1n }, cron, name: 'c' },
+      { job, cron, name: 'd' },
+      { job, input: { shop: 1 }, params: {}, cron, name: 'e' },
+      { batch: 'nightly', params: { year: 1 }, input: null, cron, name: 'f' },
+      { batch: 'nightyl', job, cron: '61 * * * *', name: 'g' },
+      { cron },
+      { job: throwing, cron, name: 'i' },
+      { batch: 'import-orders', params: {}, cron, name: 'j' },
+    ] as unknown as NonNullable<HoldfastConfig['schedules']>
+    const config = { batches: [nightly], jobs: [importOrders, throwing], schedules }
+    expect(problemsOf(config)).toEqual([
+      expect.stringMatching(/^config\.schedules\.0\.job: .*import-ordrs.*known: import-orders, throwing$/),
+      expect.stringMatching(/^config\.schedules\.1\.input: shop/),
+      expect.stringMatching(/^config\.schedules\.2\.input: .*bigint/),
+      expect.stringMatching(/^config\.schedules\.3\.input: /),
+      expect.stringMatching(/^config\.schedules\.4\.params: a job has input/),
+      expect.stringMatching(/^config\.schedules\.5\.input: a batch has params/),
+      expect.stringMatching(/^config\.schedules\.6\.batch: no batch named nightyl/),
+      expect.stringMatching(/^config\.schedules\.6\.input: /),
+      expect.stringMatching(/^config\.schedules\.6: it has a batch and a job/),
+      expect.stringMatching(/^config\.schedules\.6\.cron: /),
+      expect.stringMatching(/^config\.schedules\.7: it has neither a batch nor a job/),
+      expect.stringMatching(/^config\.schedules\.8\.input: the schema threw/),
+      expect.stringMatching(/^config\.schedules\.9\.batch: no batch named import-orders/),
+    ])
+    const shapeless = [{ job: 1, cron }] as unknown as NonNullable<HoldfastConfig['schedules']>
+    expect(problemsOf({ schedules: shapeless })).toEqual([
+      'config.schedules.0.job: is not a job definition or its name',
+    ])
   })
 })

@@ -3,7 +3,8 @@ import { pino } from 'pino'
 import postgres from 'postgres'
 import { describe, expect, inject, it, onTestFinished } from 'vitest'
 import { z } from 'zod'
-import { createHoldfast, defineBatch, type HoldfastConfig, keyset } from '../../src/index.ts'
+import { createHoldfast, defineBatch, defineJob, type HoldfastConfig, keyset } from '../../src/index.ts'
+import type { Schedule } from '../../src/jobs/schedule-definition.ts'
 import { resolveConfig } from '../../src/workers/config.ts'
 import { type Context, createContext } from '../../src/workers/context.ts'
 import { migrateQueues, Queues } from '../../src/workers/queues.ts'
@@ -21,6 +22,13 @@ const nothing = defineBatch({
   params: z.object({ year: z.number().optional() }),
   source: keyset<{ id: number }>({ table: 'numbers', key: ['id'] }),
   async process() {},
+})
+const note = defineJob({
+  name: 'note',
+  input: z.object({ year: z.number() }),
+  async stage({ tx, input, jobId }) {
+    await tx`insert into notes (job, year) values (${jobId}, ${input.year})`
+  },
 })
 const hourly = { batch: nothing, cron: '0 * * * *' }
 
@@ -74,21 +82,32 @@ const serviceOf = (ctx: Context, forgetMs: number) =>
   new ScheduleService(ctx, async () => undefined, { forgetMs })
 
 describe.each(backends)('on %s', (which) => {
-  async function secondly(timing: HoldfastConfig['timing']) {
+  const ofBatch: Schedule = {
+    name: 'secondly',
+    batch: 'nothing',
+    params: { year: 2026 },
+    cron: '* * * * * *',
+  }
+  const ofJob: Schedule = { name: 'secondly', job: 'note', input: { year: 2026 }, cron: '* * * * * *' }
+
+  async function secondly(timing: HoldfastConfig['timing'], schedule = ofBatch) {
     const primary = await newDatabase()
     const { redis, forget } = await newBackend(which, primary)
     const sql = connect(primary)
     await sql`create table numbers (id int primary key)`
+    await sql`create table notes (job text, year int)`
     const hf = await createHoldfast({
       databases: { primary },
       ...(redis === undefined ? {} : { redis }),
       batches: [nothing],
-      schedules: [{ name: 'secondly', batch: 'nothing', params: { year: 2026 }, cron: '* * * * * *' }],
+      jobs: [note],
+      schedules: [schedule],
       migrate: true,
       timing: timing ?? {},
     })
     onTestFinished(() => hf.close())
-    const jobs = async (filter = {}) => (await hf.batches.list({ limit: 1_000, ...filter })).length
+    const jobs = async (filter = {}) =>
+      (await (schedule.job === undefined ? hf.batches : hf.jobs).list({ limit: 1_000, ...filter })).length
     return { hf, sql, forget, jobs }
   }
 
@@ -96,7 +115,13 @@ describe.each(backends)('on %s', (which) => {
     // Each loop has its round when the worker starts, and then never again.
     const { hf, sql, jobs } = await secondly({ recoverEveryMs: 3_600_000, assertEveryMs: 3_600_000 })
     expect(await hf.schedules.list()).toMatchObject([
-      { name: 'secondly', batch: 'nothing', missed: 'run-once', lastDueAt: null, lastJobId: null },
+      {
+        name: 'secondly',
+        enqueues: { kind: 'batch', name: 'nothing' },
+        missed: 'run-once',
+        lastDueAt: null,
+        lastJobId: null,
+      },
     ])
     await hf.start()
     await expect.poll(() => jobs({ status: 'completed' })).toBeGreaterThan(5)
@@ -116,14 +141,48 @@ describe.each(backends)('on %s', (which) => {
     expect(told).toEqual({ jobs: told?.times, times: told?.times, passed: true, whole: true })
   })
 
-  it('goes on when the queues forget everything, without anybody looking at the table', async () => {
-    const { hf, forget, jobs } = await secondly({ recoverEveryMs: 3_600_000, assertEveryMs: 100 })
+  it('so does one of a job, whose work is done once for each due time', async () => {
+    // The queue is told of each job: nobody asserts what the table says is due.
+    const { hf, sql, jobs } = await secondly({ recoverEveryMs: 3_600_000, assertEveryMs: 3_600_000 }, ofJob)
+    expect(await hf.schedules.list()).toMatchObject([{ enqueues: { kind: 'job', name: 'note' } }])
     await hf.start()
-    await expect.poll(jobs).toBeGreaterThan(2)
-    await forget()
-    const then = await jobs()
-    await expect.poll(jobs).toBeGreaterThan(then + 4)
+    await expect.poll(() => jobs({ status: 'completed' })).toBeGreaterThan(5)
+    const [listed] = await hf.schedules.list()
+    const last = await hf.jobs.wait(listed?.lastJobId ?? '')
+    expect(last).toMatchObject({
+      status: 'completed',
+      input: { year: 2026 },
+      schedule: 'secondly',
+      scheduledFor: listed?.lastDueAt,
+    })
+    await hf.close()
+    const [told] = await sql`
+      select count(*)::int as jobs, count(distinct scheduled_for)::int as times,
+        bool_and(created_at >= scheduled_for) as passed
+      from holdfast.jobs where schedule = 'secondly'`
+    expect(told).toEqual({ jobs: told?.times, times: told?.times, passed: true })
+    expect(
+      await sql`
+        select id from holdfast.jobs where status = 'completed' except all
+        (select job from notes where year = 2026)`,
+    ).toEqual([])
+    expect(await sql`select job from notes group by job having count(*) > 1`).toEqual([])
   })
+
+  it.each([
+    ['batch', ofBatch],
+    ['job', ofJob],
+  ])(
+    'of a %s goes on when the queues forget everything, without anybody looking at the table',
+    async (_kind, schedule) => {
+      const { hf, forget, jobs } = await secondly({ recoverEveryMs: 3_600_000, assertEveryMs: 100 }, schedule)
+      await hf.start()
+      await expect.poll(jobs).toBeGreaterThan(2)
+      await forget()
+      const then = await jobs()
+      await expect.poll(jobs).toBeGreaterThan(then + 4)
+    },
+  )
 
   it('the queue is told of a schedule that is new, that changed or that it forgot, and of no other', async () => {
     const primary = await newDatabase()
@@ -219,6 +278,22 @@ describe('a worker that starts', () => {
     await expect(hf.start()).rejects.toMatchObject({
       code: 'HOLDFAST_INVALID_CONFIG',
       problems: ['schedule strict: params of strict: there is no such year'],
+    })
+  })
+
+  it('refuses an input that only an asynchronous schema can tell', async () => {
+    const input = z.object({ year: z.number() }).refine(async () => false, 'there is no such year')
+    const strict = defineJob({ name: 'strict', input, stage: () => null })
+    const hf = await createHoldfast({
+      databases: { primary: await newDatabase() },
+      jobs: [strict],
+      schedules: [{ job: strict, input: { year: 1 }, cron: '0 * * * *' }],
+      migrate: true,
+    })
+    onTestFinished(() => hf.close())
+    await expect(hf.start()).rejects.toMatchObject({
+      code: 'HOLDFAST_INVALID_CONFIG',
+      problems: ['schedule strict: input of strict: there is no such year'],
     })
   })
 

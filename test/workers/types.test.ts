@@ -2,12 +2,15 @@ import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import {
   createHoldfast,
+  createProducer,
   defineBatch,
   defineConfig,
   defineJob,
+  type EventRunner,
   type Holdfast,
   keyset,
 } from '../../src/index.ts'
+import type workerConfig from '../support/worker.config.ts'
 
 /** What must not compile. `npm run types` checks each `@ts-expect-error`; nothing here runs. */
 const backfill = defineBatch({
@@ -96,6 +99,45 @@ export async function mistakes(hf: Holdfast<typeof config>): Promise<void> {
   await createHoldfast({ jobs: [sweep] })
   // @ts-expect-error an event has a type
   await hf.publish({ query: async () => undefined }, { subject: 'x' })
+}
+
+export async function mistakesOfProducers(tx: EventRunner): Promise<void> {
+  const producer = createProducer<typeof config>({ databases: { primary: 'postgres://x' } })
+  const input = { email: 'a', since: '2026-01-01' }
+  const { jobId }: { jobId: string } = await producer.enqueue('provision-user', input, { tx, delayMs: 5 })
+  await producer.enqueue('sweep', { anything: jobId })
+  // @ts-expect-error there is no such job
+  await producer.enqueue('provision-usr', input)
+  // @ts-expect-error since is missing
+  await producer.enqueue('provision-user', { email: 'a' })
+  // @ts-expect-error what goes in is text, not what the schema makes of it
+  await producer.enqueue('provision-user', { ...input, since: new Date() })
+  // @ts-expect-error there is no such option
+  await producer.enqueue('provision-user', input, { txs: tx })
+  // @ts-expect-error an event has a type
+  await producer.publish(tx, { subject: 'x' })
+  // @ts-expect-error it needs the primary database alone
+  createProducer<typeof config>({ databases: { billing: 'postgres://x' } })
+  const worker = createProducer<typeof workerConfig>()
+  await worker.enqueue('count', 1)
+  // @ts-expect-error the config of that file has no such job
+  await worker.enqueue('cuont', 1)
+  // Without a config any name and input is taken.
+  await createProducer().enqueue('anything', 1)
+}
+
+export async function mistakesInSchedules(): Promise<void> {
+  const cron = '0 * * * *'
+  const jobs = [provision] as const
+  const databases = { primary: 'postgres://x', billing: 'postgres://y' }
+  defineConfig({ databases, jobs, schedules: [{ job: provision, input: { email: 'a' }, cron }] })
+  defineConfig({ databases, batches: [backfill], schedules: [{ batch: 'backfill', params: {}, cron }] })
+  // @ts-expect-error a job and a batch
+  defineConfig({ databases, jobs, schedules: [{ job: provision, batch: backfill, cron }] })
+  // @ts-expect-error a job has input
+  defineConfig({ databases, jobs, schedules: [{ job: provision, params: {}, cron }] })
+  // @ts-expect-error neither a job nor a batch
+  defineConfig({ databases, jobs, schedules: [{ cron }] })
 }
 
 describe('the types', () => {
