@@ -1,5 +1,6 @@
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
+import { rmSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,8 +14,15 @@ export async function ownFolder() {
   const before = process.cwd()
   const dir = await mkdtemp(join(tmpdir(), 'holdfast-example-'))
   process.chdir(dir)
+  // Interrupted, nobody closes the server; it ends by itself when its folder is gone.
+  const interrupted = () => {
+    rmSync(dir, { recursive: true, force: true, maxRetries: 5 })
+    process.exit(130)
+  }
+  process.once('SIGINT', interrupted).once('SIGTERM', interrupted)
   return {
     async remove() {
+      process.off('SIGINT', interrupted).off('SIGTERM', interrupted)
       process.chdir(before)
       await rm(dir, { recursive: true, force: true })
     },

@@ -14,5 +14,5 @@ const { tokens } = await hf.beginDistributed(
 )
 // A token lets its holder vote for one service. It is kept nowhere, so hand it over now.
 process.send({ tokens })
-// Prepared, named and owned by nobody: this process has nothing more to do, and may as well be killed.
-setInterval(() => undefined, 60_000)
+// Prepared, named and owned by nobody: this process has nothing more to do, and waits to be killed.
+process.once('disconnect', () => process.exit())

@@ -11,7 +11,6 @@ const signal = AbortSignal.timeout(30_000)
 if (args[0] === 'settle') await settle(args.slice(1))
 else await takePart(...args)
 await hf.close()
-process.disconnect()
 
 /** First make ready what the service answers for, then say so: a vote is final. */
 async function takePart(person, token, choice = 'ready') {

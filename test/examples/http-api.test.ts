@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { importExample, runExample } from '../support/example.ts'
+import { exampleLimitMs, importExample, runExample } from '../support/example.ts'
 
 type Call = { key: string; status: number | string; body: string }
 type Facts = { calls: Call[]; orders: { id: number; item: string }[] }
@@ -9,15 +9,19 @@ const created: Call = { key: 'key-1', status: 201, body: '{"id":1,"item":"teapot
 const orders = [{ id: 1, item: 'teapot' }]
 
 describe('examples/http-api', () => {
-  it('makes one order for each key, also for the one whose server was killed', async () => {
-    const { code, last } = await runExample('http-api/run.mjs')
-    expect({ code, problems: last.problems }).toEqual({ code: 0, problems: [] })
-    expect(last).toMatchObject({ agrees: true, keys: 3, orders: 3 })
-    const statuses = last.statuses as (number | string)[]
-    expect(statuses.slice(0, 3)).toEqual([201, 201, 422])
-    expect(statuses).toContain('no answer')
-    expect(statuses.at(-1)).toBe(201)
-  })
+  it(
+    'makes one order for each key, also for the one whose server was killed',
+    async () => {
+      const { code, last } = await runExample('http-api/run.mjs')
+      expect({ code, problems: last.problems }).toEqual({ code: 0, problems: [] })
+      expect(last).toMatchObject({ agrees: true, keys: 3, orders: 3 })
+      const statuses = last.statuses as (number | string)[]
+      expect(statuses.slice(0, 3)).toEqual([201, 201, 422])
+      expect(statuses).toContain('no answer')
+      expect(statuses.at(-1)).toBe(201)
+    },
+    exampleLimitMs,
+  )
 
   it('says where responses and orders disagree', async () => {
     const { reconcile } = await importExample<{ reconcile: (facts: Facts) => Result }>(

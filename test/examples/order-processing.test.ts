@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { importExample, runExample } from '../support/example.ts'
+import { exampleLimitMs, importExample, runExample } from '../support/example.ts'
 
 type Charge = { kind: string; key: string; subject: string; cents: number; undone: boolean }
 type Facts = {
@@ -22,13 +22,16 @@ const facts = (changes: Partial<Facts> = {}): Facts => ({
 })
 
 describe('examples/order-processing', () => {
-  it('charges what it ships once, whatever the service does and the worker suffers', async () => {
-    const { code, last, stdout } = await runExample('order-processing/run.mjs')
-    expect({ code, problems: last.problems }).toEqual({ code: 0, problems: [] })
-    expect(last).toMatchObject({ agrees: true, stock: 11, left: 0 })
-    const orders = last.orders as { id: string; confirmed: boolean; charged: number; refunded: number }[]
-    expect(orders.map(({ id, confirmed, charged, refunded }) => [id, confirmed, charged - refunded])).toEqual(
-      [
+  it(
+    'charges what it ships once, whatever the service does and the worker suffers',
+    async () => {
+      const { code, last, stdout } = await runExample('order-processing/run.mjs')
+      expect({ code, problems: last.problems }).toEqual({ code: 0, problems: [] })
+      expect(last).toMatchObject({ agrees: true, stock: 11, left: 0 })
+      const orders = last.orders as { id: string; confirmed: boolean; charged: number; refunded: number }[]
+      expect(
+        orders.map(({ id, confirmed, charged, refunded }) => [id, confirmed, charged - refunded]),
+      ).toEqual([
         ['order-1', true, 1],
         ['order-2', true, 1],
         ['order-3', true, 1],
@@ -37,13 +40,14 @@ describe('examples/order-processing', () => {
         ['order-6', false, 0],
         ['order-7', false, 0],
         ['order-8', true, 1],
-      ],
-    )
-    // Charged and then failed: taken back. Killed between charge and commit: gone on with, under the same key.
-    expect(orders[3]?.refunded).toBeGreaterThan(0)
-    expect(orders[7]?.refunded).toBe(0)
-    expect(stdout).toContain('the worker was killed')
-  })
+      ])
+      // Charged and then failed: taken back. Killed between charge and commit: gone on with, under the same key.
+      expect(orders[3]?.refunded).toBeGreaterThan(0)
+      expect(orders[7]?.refunded).toBe(0)
+      expect(stdout).toContain('the worker was killed')
+    },
+    exampleLimitMs,
+  )
 
   it('says where databases and ledger disagree', async () => {
     const { reconcile } = await importExample<{ reconcile: (facts: Facts) => Result }>(

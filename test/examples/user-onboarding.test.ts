@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { importExample, runExample } from '../support/example.ts'
+import { exampleLimitMs, importExample, outputInReadme, runExample } from '../support/example.ts'
 
 type Entry = { kind: string; subject: string; userId: number; undone: boolean }
 type Facts = {
@@ -16,24 +16,29 @@ const provisioned = [entry('mailboxes'), entry('directory'), entry('teams')]
 const state = { users: [{ id: 1, login: 'ada', audited: 1 }], audits: 1, prepared: 0 }
 
 describe('examples/user-onboarding', () => {
-  it('leaves a mailbox exactly where there is a user', async () => {
-    const { code, last, stdout } = await runExample('user-onboarding/run.mjs')
-    expect({ code, problems: last.problems }).toEqual({ code: 0, problems: [] })
-    expect(last).toMatchObject({ agrees: true, left: 0 })
-    const user = (login: string, n: number) => {
-      return { login, exists: n === 1, mailboxes: n, directory: n, teams: n }
-    }
-    expect(last.users).toEqual([
-      user('ada', 1),
-      user('bob', 1),
-      user('cleo', 1),
-      user('dan', 1),
-      user('eve', 0),
-      user('finn', 0),
-      user('gil', 1),
-    ])
-    expect(stdout).toContain('the worker was killed')
-  })
+  it(
+    'leaves a mailbox exactly where there is a user',
+    async () => {
+      const { code, last, stdout } = await runExample('user-onboarding/run.mjs')
+      expect({ code, problems: last.problems }).toEqual({ code: 0, problems: [] })
+      expect(last).toMatchObject({ agrees: true, left: 0 })
+      const user = (login: string, n: number) => {
+        return { login, exists: n === 1, mailboxes: n, directory: n, teams: n }
+      }
+      expect(last.users).toEqual([
+        user('ada', 1),
+        user('bob', 1),
+        user('cleo', 1),
+        user('dan', 1),
+        user('eve', 0),
+        user('finn', 0),
+        user('gil', 1),
+      ])
+      expect(outputInReadme('user-onboarding')).toContain('the worker was killed')
+      expect(stdout).toContain(outputInReadme('user-onboarding'))
+    },
+    exampleLimitMs,
+  )
 
   it('says where database and services disagree', async () => {
     const { reconcile } = await importExample<{ reconcile: (facts: Facts) => Result }>(

@@ -1,10 +1,14 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { inject, onTestFinished } from 'vitest'
 
 const folder = join(inject('compiled'), 'examples')
+
+/** A limit against hanging: an example starts up to a dozen processes, each of which has to load everything. */
+export const exampleLimitMs = 400_000
 
 type Example = { code: number | null; stdout: string; last: Record<string, unknown> }
 
@@ -35,4 +39,12 @@ export async function runExample(script: string): Promise<Example> {
 /** A module of an example; it is JavaScript, so the caller says what it exports. */
 export async function importExample<T>(module: string): Promise<T> {
   return (await import(pathToFileURL(join(folder, module)).href)) as T
+}
+
+/** What examples/README.md prints as the output of an example, but for its last line, which is shortened there. */
+export function outputInReadme(example: string): string {
+  const readme = readFileSync(join(folder, 'README.md'), 'utf8')
+  const [, section = ''] = readme.split(`## ${example}\n`)
+  const [, block = ''] = section.split('```\n')
+  return block.slice(0, block.lastIndexOf('{'))
 }
