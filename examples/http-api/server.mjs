@@ -25,9 +25,6 @@ app.post(
   }),
 )
 
-await app.listen({ host: '127.0.0.1', port: 0 })
-process.send?.({ url: `http://127.0.0.1:${app.server.address().port}` })
-
 async function close() {
   await app.close()
   await hf.close()
@@ -38,3 +35,6 @@ const stop = () => {
 process.once('SIGTERM', stop)
 // The script that started it is gone.
 process.once('disconnect', stop)
+
+await app.listen({ host: '127.0.0.1', port: 0 })
+process.send?.({ url: `http://127.0.0.1:${app.server.address().port}` })

@@ -40,9 +40,9 @@ export function startProcess(script, args = []) {
   const end = async (signal) => {
     if (child.exitCode === null && child.signalCode === null) child.kill(signal)
     await ended
+    return output.trim()
   }
   return {
-    child,
     /** what it sent with `process.send`; fails when it ends before */
     async message() {
       const [value] = await Promise.race([
@@ -57,6 +57,7 @@ export function startProcess(script, args = []) {
       if (code !== 0) throw new Error(`${script} ended with ${code}`)
       return output.trim()
     },
+    /** both return what it had printed */
     kill: () => end('SIGKILL'),
     stop: () => end('SIGTERM'),
   }
@@ -64,8 +65,8 @@ export function startProcess(script, args = []) {
 
 /** Keeps an opened Holdfast working until this process is to stop; a parent that is gone counts as well. */
 export async function workUntilStopped(hf) {
-  await hf.start()
   const stop = () => hf.close().finally(() => process.exit())
   process.once('SIGTERM', stop)
   process.once('disconnect', stop)
+  await hf.start()
 }

@@ -10,18 +10,9 @@ const accounts = await startService({ 'payroll cleo': 'time-out' })
 process.env.ACCOUNTS_URL = accounts.url
 const hf = await createHoldfast({ ...config, migrate: true })
 
-/** Begins in a process of its own, which is killed as soon as the transaction is prepared. */
-async function begin(person) {
-  const process = startProcess(new URL('./begin.mjs', import.meta.url), [person])
-  const { tokens } = await process.message()
-  await process.kill()
-  const { state } = await hf.outcome(`hire-${person}`)
-  console.log(`the process that began to hire ${person} was killed; its work is ${state}`)
-  return tokens
-}
-
-const service = (...args) => startProcess(new URL('./service.mjs', import.meta.url), args)
-const says = async (...args) => console.log(await service(...args).result())
+const start = (name, ...args) => startProcess(new URL(`./${name}.mjs`, import.meta.url), args)
+const service = (name, command, requests) => start('service', name, command, JSON.stringify(requests))
+const people = ['ada', 'bob', 'cleo']
 
 try {
   await hf.runDistributed('set-up', {
@@ -30,29 +21,40 @@ try {
     },
   })
 
-  // One process began, another votes, a third has the last vote, and with it commits.
-  const ada = await begin('ada')
-  await says('email', 'ada', ada.email)
-  await says('payroll', 'ada', ada.payroll)
+  // One process begins, and is killed as soon as everything is prepared.
+  const began = start('begin', ...people)
+  const { tokens } = await began.message()
+  await began.kill()
+  const { state } = await hf.outcome('hire-ada')
+  console.log(`the process that began is killed; what it staged is ${state}`)
+  const asked = (name, person) => ({ person, token: tokens[person][name] })
 
-  // One service is ready, the other one is against it: nobody is hired, and the mailbox has to go.
-  const bob = await begin('bob')
-  await says('email', 'bob', bob.email)
-  await says('payroll', 'bob', bob.payroll, 'abort')
+  // Another one votes. Nothing is decided as long as somebody has not.
+  const email = service('email', 'vote', [
+    asked('email', 'ada'),
+    asked('email', 'bob'),
+    asked('email', 'cleo'),
+  ])
+  console.log(await email.result())
 
-  // A service dies between what it made ready and its vote. It is started again, and does the same again.
-  const cleo = await begin('cleo')
-  await says('email', 'cleo', cleo.email)
+  // A third has the last vote on each. It commits the first, is against the second, and dies over the third, between
+  // what it made ready and its vote.
   const made = accounts.done('payroll cleo')
-  const payroll = service('payroll', 'cleo', cleo.payroll)
+  const payroll = service('payroll', 'vote', [
+    asked('payroll', 'ada'),
+    { ...asked('payroll', 'bob'), choice: 'abort' },
+    asked('payroll', 'cleo'),
+  ])
   await made
-  await payroll.kill()
-  console.log('payroll was killed before it could vote on cleo')
-  await says('payroll', 'cleo', cleo.payroll)
+  console.log(await payroll.kill())
+  console.log('payroll is killed before it could vote on cleo')
 
-  const people = ['ada', 'bob', 'cleo']
-  await says('email', 'settle', ...people)
-  await says('payroll', 'settle', ...people)
+  // Started again it does the same again, and votes.
+  console.log(await service('payroll', 'vote', [asked('payroll', 'cleo')]).result())
+
+  // What email made ready for bob has to go.
+  console.log(await service('email', 'settle', people).result())
+  console.log(await service('payroll', 'settle', people).result())
 
   const result = reconcile({ people, state: await readState(hf), ledger: accounts.ledger() })
   console.log(JSON.stringify(result))

@@ -7,7 +7,7 @@ import { inject, onTestFinished } from 'vitest'
 
 const folder = join(inject('compiled'), 'examples')
 
-/** A limit against hanging: an example starts up to a dozen processes, each of which has to load everything. */
+/** A limit against hanging: an example starts several processes, each of which loads everything. */
 export const exampleLimitMs = 400_000
 
 type Example = { code: number | null; stdout: string; last: Record<string, unknown> }
