@@ -1,5 +1,5 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 
@@ -25,8 +25,11 @@ describe('docs', () => {
 
   it('link to files that are there', () => {
     expect(read('README.md')).toContain('](docs/')
-    for (const [, target = ''] of read('README.md').matchAll(/\]\(([^)#]+)\)/g)) {
-      if (!target.startsWith('http')) expect(existsSync(join(root, target)) || target).toBe(true)
+    for (const page of ['README.md', 'examples/README.md']) {
+      for (const [, target = ''] of read(page).matchAll(/\]\(([^)#]+)(?:#[^)]*)?\)/g)) {
+        if (!target.startsWith('http'))
+          expect(existsSync(join(root, dirname(page), target)) || target).toBe(true)
+      }
     }
   })
 })

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { chmod, copyFile, cp, mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { chmod, copyFile, cp, mkdir, mkdtemp, rm, symlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -22,5 +22,8 @@ export async function compileProcesses(): Promise<{ dir: string; remove(): Promi
   await copyFile(join(root, 'package.json'), join(dir, 'package.json'))
   await cp(join(root, 'src/db/migrations'), join(dir, 'src/db/migrations'), { recursive: true })
   await copyFile(join(root, 'src/db/roles.sql'), join(dir, 'src/db/roles.sql'))
+  // As a package: what imports `holdfast` in here gets what was compiled, through `exports`.
+  await symlink(join(dir, 'src'), join(dir, 'dist'), 'junction')
+  await cp(join(root, 'examples'), join(dir, 'examples'), { recursive: true })
   return { dir, remove: () => rm(dir, { recursive: true, force: true }) }
 }

@@ -1,0 +1,3 @@
+import { defineConfig } from 'holdfast'
+
+export default defineConfig({ databases: { primary: 'embedded' } })
