@@ -92,11 +92,13 @@ export async function readBatchProgress(sql: Sql, jobId: string): Promise<BatchP
       lastChunkAt: Date | null
     }[]
   >`
-    with chunks as (select rows, failed, at from holdfast.batch_positions where job_id = ${jobId}),
+    with chunks as (select rows, failed, last, at from holdfast.batch_positions where job_id = ${jobId}),
       newest as (select max(at) as at from chunks),
       recent as (
         select c.rows, c.at from chunks c, newest n where c.at > n.at - interval '1 minute')
-    select coalesce(sum(rows - failed), 0) as rows, coalesce(sum(failed), 0) as failed, count(*) as chunks,
+    select coalesce(sum(rows - failed), 0) as rows, coalesce(sum(failed), 0) as failed,
+      -- Not those that only split a range.
+      count(*) filter (where rows > 0 or last) as chunks,
       -- The oldest of the window is where its time begins; its rows came before.
       (select sum(rows) from recent where at > (select min(at) from recent)) as recent,
       (select extract(epoch from max(at) - min(at))::float8 from recent) as seconds,
@@ -117,7 +119,7 @@ export async function readBatchProgress(sql: Sql, jobId: string): Promise<BatchP
 async function readRangeProgress(sql: Sql, jobId: string): Promise<RangeProgress[]> {
   const rows = await sql<{ range: number; rows: string; failed: string; chunks: string; last: boolean }[]>`
     select r.range, coalesce(sum(p.rows - p.failed), 0) as rows, coalesce(sum(p.failed), 0) as failed,
-      count(p.n) as chunks, coalesce(bool_or(p.last), false) as last
+      count(p.n) filter (where p.rows > 0 or p.last) as chunks, coalesce(bool_or(p.last), false) as last
     from holdfast.batch_ranges r
     left join holdfast.batch_positions p on p.job_id = r.job_id and p.range = r.range
     where r.job_id = ${jobId} group by r.range order by r.range`

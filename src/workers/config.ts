@@ -215,19 +215,23 @@ export function resolveConfig(
         problems.push(`routes: ${route.type} goes to the sink ${to}, which is not configured`)
     }
   }
-  for (const [i, batch] of batches.entries()) {
-    if (batches.findIndex((other) => other.name === batch.name) < i)
-      problems.push(`batches: two are named ${batch.name}`)
-  }
   const definitions = { jobs: byName(jobs), batches: byName(batches) }
   const resolvedSchedules = resolveSchedules(schedules, definitions, problems)
-  for (const [i, { name, participants = [] }] of jobs.entries()) {
-    if (jobs.findIndex((other) => other.name === name) < i) problems.push(`jobs: two are named ${name}`)
-    for (const participant of participants) {
-      if (!(participant in urls))
-        problems.push(`jobs: ${name} takes part on ${participant}, which \`databases\` does not declare`)
-    }
-  }
+  problems.push(...definitionProblems('jobs', jobs, urls))
+  problems.push(
+    ...definitionProblems(
+      'batches',
+      batches.map(({ name, participants = [], source }) => ({
+        name,
+        // A source that is made of the parameters is not there yet.
+        participants: [
+          ...participants,
+          ...(typeof source === 'object' && source.database ? [source.database] : []),
+        ],
+      })),
+      urls,
+    ),
+  )
   if (problems.length > 0) throw new InvalidConfigError(problems)
   return {
     databases: urls,
@@ -250,6 +254,22 @@ export function resolveConfig(
 
 function byName<D extends { readonly name: string }>(definitions: readonly D[]): ReadonlyMap<string, D> {
   return new Map(definitions.map((definition) => [definition.name, definition]))
+}
+
+function definitionProblems(
+  what: 'jobs' | 'batches',
+  definitions: readonly { readonly name: string; readonly participants?: readonly string[] }[],
+  urls: Readonly<Record<string, string>>,
+): string[] {
+  return definitions.flatMap(({ name, participants = [] }, i) => [
+    ...(definitions.findIndex((other) => other.name === name) < i ? [`${what}: two are named ${name}`] : []),
+    ...participants
+      .filter((participant) => !(participant in urls))
+      .map(
+        (participant) =>
+          `${what}: ${name} takes part on ${participant}, which \`databases\` does not declare`,
+      ),
+  ])
 }
 
 function databaseUrls(

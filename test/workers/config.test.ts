@@ -86,6 +86,20 @@ describe('resolveConfig', () => {
     expect(() => resolveConfig({ jobs: [bare] }, {})).toThrow('defineJob')
   })
 
+  it('refuses a batch on databases that are not declared, by its participants or its source', () => {
+    const move = defineBatch({
+      name: 'move',
+      source: keyset<{ id: number }>({ table: 'orders', key: ['id'], database: 'billing' }),
+      participants: ['archive'],
+      async process() {},
+    })
+    expect(() => resolveConfig({ databases: { primary: url }, batches: [move] }, {})).toThrow(
+      /move takes part on archive[^]*move takes part on billing/,
+    )
+    const databases = { primary: url, billing: url, archive: url }
+    expect(resolveConfig({ databases, batches: [move] }, {}).batches.has('move')).toBe(true)
+  })
+
   it('refuses keys that it does not know, and what is not a definition', () => {
     expect(() => resolveConfig({ databasse: {} } as HoldfastConfig, {})).toThrow('databasse')
     expect(() => resolveConfig({ batches: [{ name: 'x' }] } as unknown as HoldfastConfig, {})).toThrow(
