@@ -91,7 +91,18 @@ describe('a batch with parallel ranges', () => {
   })
 
   it('cuts what is left of the largest range when another one runs dry', async () => {
-    const { ctx, jobId, run, ids, verify } = await arrange({ source: unevenly(source, [1, 2, 3]) }, 400)
+    const { ctx, jobId, run, ids, verify } = await arrange(
+      {
+        source: unevenly(source, [1, 2, 3]),
+        async process(rows, { tx, range, chunk }) {
+          // Not before the others have nothing left.
+          const dry = () => ctx.databases.primary.sql`select from holdfast.batch_positions where last`
+          if (range === 3 && chunk === 1n) await expect.poll(async () => (await dry()).length).toBe(3)
+          await tx`insert into target ${tx(rows, 'id')}`
+        },
+      },
+      400,
+    )
     expect(await run()).toBe('completed')
     expect(await ids()).toEqual(upTo(400))
     const ranges = await readRanges(ctx.databases.primary.sql, jobId)
