@@ -55,7 +55,8 @@ try {
   if (!redis)
     throw new Error('the benchmarks need redis-server on the PATH (Debian: apt-get install redis-server)')
   const servers: BenchServers = { postgres: postgres.url, redis: redis.url }
-  const chosen = names.flatMap((name) => Object.entries(known[name] ?? {}))
+  // Once each, also where a part is named beside its whole.
+  const chosen = new Map(names.flatMap((name) => Object.entries(known[name] ?? {})))
   for (const [name, bench] of chosen) {
     process.stderr.write(`${name} …\n`)
     for (const m of await bench(servers, quick)) {
