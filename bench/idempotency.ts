@@ -3,7 +3,7 @@ import { createDatabase } from '../src/db/create-database.ts'
 import { expireIdempotencyKeys } from '../src/jobs/expire-idempotency-keys.ts'
 import { idempotent } from '../src/jobs/idempotent.ts'
 import { openBenchContext } from './context.ts'
-import { type Bench, compare, type Measurement } from './measure.ts'
+import { type Bench, compare, type Measurement, ratePerSecond } from './measure.ts'
 
 const connections = 4
 
@@ -31,7 +31,7 @@ async function calls(server: string, quick: boolean): Promise<Measurement> {
     return await compare(
       { name: 'idempotent call', unit: 'calls/s', bar: 0.7, rounds: quick ? 9 : 41 },
       () =>
-        rate(seconds, async () => {
+        ratePerSecond(connections, seconds, async () => {
           const key = `key_${++serial}`
           await idempotent(ctx, { scope: 'bench', key, fingerprint: { note: key } }, async (tx) => {
             await tx`insert into work (note) values (${key})`
@@ -39,7 +39,7 @@ async function calls(server: string, quick: boolean): Promise<Measurement> {
           })
         }),
       () =>
-        rate(seconds, async (connection) => {
+        ratePerSecond(connections, seconds, async (connection) => {
           const sql = reserved[connection]
           if (!sql) return
           const key = `plain_${++serial}`
@@ -92,19 +92,4 @@ async function removalRate(
   const started = performance.now()
   await remove()
   return Math.round((0.9 * rows) / ((performance.now() - started) / 1_000))
-}
-
-/** Repeats `once` on every connection for a while; returns how many ended per second. */
-async function rate(seconds: number, once: (connection: number) => Promise<void>): Promise<number> {
-  const started = performance.now()
-  let done = 0
-  await Promise.all(
-    Array.from({ length: connections }, async (_, connection) => {
-      while (performance.now() - started < seconds * 1_000) {
-        await once(connection)
-        done++
-      }
-    }),
-  )
-  return done / ((performance.now() - started) / 1_000)
 }

@@ -75,3 +75,22 @@ export function percentile(values: readonly number[], share: number): number {
 function hundredths(value: number): number {
   return Math.round(value * 100) / 100
 }
+
+/** Repeats `once` on every connection for a while; returns how many ended per second. */
+export async function ratePerSecond(
+  connections: number,
+  seconds: number,
+  once: (connection: number) => Promise<void>,
+): Promise<number> {
+  const started = performance.now()
+  let done = 0
+  await Promise.all(
+    Array.from({ length: connections }, async (_, connection) => {
+      while (performance.now() - started < seconds * 1_000) {
+        await once(connection)
+        done++
+      }
+    }),
+  )
+  return done / ((performance.now() - started) / 1_000)
+}

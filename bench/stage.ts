@@ -3,7 +3,7 @@ import { createDatabase } from '../src/db/create-database.ts'
 import { stageForward } from '../src/db/staged-transaction.ts'
 import { newAttempt } from '../src/db/transaction-name.ts'
 import { openBenchContext } from './context.ts'
-import { type Bench, compare } from './measure.ts'
+import { type Bench, compare, ratePerSecond } from './measure.ts'
 
 const connections = 4
 
@@ -25,7 +25,7 @@ export const stage: Bench = async (servers, quick) => {
     const row = await compare(
       { name: 'effect-free staged transaction', unit: 'transactions/s', bar: 0.8, rounds: quick ? 9 : 41 },
       () =>
-        rate(seconds, async () => {
+        ratePerSecond(connections, seconds, async () => {
           const attempt = newAttempt(ctx.lease.id)
           const name = `bench_${++serial}`
           await stageForward(primary, { installation: ctx.installation, attempt, name }, (tx, send) => {
@@ -33,7 +33,7 @@ export const stage: Bench = async (servers, quick) => {
           })
         }),
       () =>
-        rate(seconds, async (connection) => {
+        ratePerSecond(connections, seconds, async (connection) => {
           const sql = reserved[connection]
           if (!sql) return
           const gid = `plain_${++serial}`
@@ -51,19 +51,4 @@ export const stage: Bench = async (servers, quick) => {
     await plain.end()
     await close()
   }
-}
-
-/** Repeats `once` on every connection for a while; returns how many ended per second. */
-async function rate(seconds: number, once: (connection: number) => Promise<void>): Promise<number> {
-  const started = performance.now()
-  let done = 0
-  await Promise.all(
-    Array.from({ length: connections }, async (_, connection) => {
-      while (performance.now() - started < seconds * 1_000) {
-        await once(connection)
-        done++
-      }
-    }),
-  )
-  return done / ((performance.now() - started) / 1_000)
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { Participant } from './databases.ts'
 import { InvalidPayloadError } from './errors.ts'
-import { canonicalJson, encodeJson, type Json } from './json.ts'
+import { canonicalJson, type Json, throughJson } from './json.ts'
 import type { Tx } from './tx.ts'
 
 /** Table idempotency_keys, on the coordinator. What keeps a key's work from being done twice: src/jobs/idempotent.ts. */
@@ -101,8 +101,9 @@ export async function removeExpiredKeys(tx: Tx, limit: number): Promise<number> 
 
 /** Of equal JSON values the same, in whatever order their keys come. */
 export function hashFingerprint(fingerprint: Json): Buffer {
-  const value = JSON.parse(encodeJson(fingerprint, 'fingerprint')) as Json
-  return createHash('sha256').update(canonicalJson(value)).digest()
+  return createHash('sha256')
+    .update(canonicalJson(throughJson(fingerprint, 'fingerprint')))
+    .digest()
 }
 
 const maxKeyLength = 255

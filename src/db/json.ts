@@ -14,6 +14,11 @@ export function encodeJson(value: unknown, what: string): string {
   return JSON.stringify(value)
 }
 
+/** The value as JSON carries it; refuses what encodeJson does. */
+export function throughJson(value: unknown, what: string): Json {
+  return JSON.parse(encodeJson(value, what)) as Json
+}
+
 /** One text for all that is equal as JSON (RFC 8785): keys in the order of their UTF-16 code units, no spaces. */
 export function canonicalJson(value: Json): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value)

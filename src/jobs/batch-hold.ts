@@ -1,7 +1,7 @@
 import { recordHold } from '../db/batch-jobs.ts'
 import { readThrottleSignals } from '../db/throttle-signals.ts'
 import type { BatchOutcome } from './batch-range.ts'
-import type { BatchWork } from './batch-step.ts'
+import { type BatchWork, sourceDatabase } from './batch-step.ts'
 import { Throttle } from './throttle.ts'
 
 /** Holds a job for the sake of its database, and says why in the job's row. All ranges of a run share one. */
@@ -15,9 +15,8 @@ export class Hold {
     const { ctx, definition, source, job } = work
     this.#work = work
     this.#shown = job.hold
-    const { clock, databases, installation } = ctx
-    const database = databases.get(source.database ?? 'primary')
-    const read = () => readThrottleSignals(database, installation, source.tables)
+    const { clock, installation } = ctx
+    const read = () => readThrottleSignals(sourceDatabase(work), installation, source.tables)
     this.#throttle = definition.throttle && new Throttle({ limits: definition.throttle, clock, read })
   }
 

@@ -13,7 +13,7 @@ import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
 import { reached } from '../db/steps.ts'
 import { newAttempt } from '../db/transaction-name.ts'
 import { ChunkError, type CommittedChunk, chunkPrefix, runChunk, setRowAside } from './batch-chunk.ts'
-import { type BatchWork, resolveSteps } from './batch-step.ts'
+import { type BatchWork, resolveSteps, sourceDatabase } from './batch-step.ts'
 import { ChunkPlan } from './chunk-plan.ts'
 import { pause } from './pause.ts'
 import { ReadAhead } from './read-ahead.ts'
@@ -115,7 +115,7 @@ export class RangeRun {
         if (error instanceof JobFailure) throw error
         if (error instanceof ChunkError && !isPassing(error)) {
           known = error
-          await this.#failed(error)
+          this.#failed(error)
         } else if (!isPassing(error) && ++this.#failures >= this.#control.timing.maxFailures) {
           throw new JobFailure(messageOf(error))
         }
@@ -172,7 +172,7 @@ export class RangeRun {
   }
 
   /** A failing chunk is tried again, or divided at the next step. Throws JobFailure where it can be neither. */
-  async #failed({ cause, rows }: ChunkError): Promise<void> {
+  #failed({ cause, rows }: ChunkError): void {
     this.#failures++
     const { maxFailures } = this.#control.timing
     const alone = this.#plan.next.size === 1 || rows === 1
@@ -183,40 +183,30 @@ export class RangeRun {
       if (this.#failures >= maxFailures) throw new JobFailure(messageOf(cause))
       return
     }
-    if ((await this.#readPosition()) === this.#at.position.n) this.#plan.failed(rows)
+    this.#plan.failed(rows)
     this.#failures = 0
   }
 
   /** Commits what is in doubt of this range, then reads where it stands. */
   async #readAgain(): Promise<void> {
-    const { ctx } = this.#work
+    const { ctx, job } = this.#work
     for (const name of await resolveSteps(this.#work, chunkPrefix(this.#work, this.#at.range)))
       ctx.log.info({ name }, 'committed a chunk that was in doubt')
-    const reached = this.#at.position.n
-    this.#at = (await this.#read()) ?? this.#at
+    const { n } = this.#at.position
+    const [now] = await readRanges(ctx.databases.primary.sql, job.id, this.#at.range)
+    this.#at = now ?? this.#at
     // Whatever failed, another run got further meanwhile: it failed because of that, and is no failure.
-    if (this.#at.position.n !== reached) {
+    if (this.#at.position.n !== n) {
       this.#failures = 0
       this.#plan.reset()
     }
   }
 
-  async #readPosition(): Promise<bigint | undefined> {
-    return (await this.#read())?.position.n
-  }
-
-  async #read(): Promise<BatchRange | undefined> {
-    const { ctx, job } = this.#work
-    const [now] = await readRanges(ctx.databases.primary.sql, job.id, this.#at.range)
-    return now
-  }
-
   async #half(): Promise<{ rows: number; boundaries: readonly Json[] }> {
-    const { ctx, source } = this.#work
-    const { sql } = ctx.databases.get(source.database ?? 'primary')
+    const { source } = this.#work
     const { position, until } = this.#at
     if (!source.split || position.last) return { rows: 0, boundaries: [] }
-    return source.split(sql, position.cursor, until, 2)
+    return source.split(sourceDatabase(this.#work).sql, position.cursor, until, 2)
   }
 
   async #splitWhereAsked(): Promise<void> {

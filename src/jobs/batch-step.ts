@@ -1,18 +1,17 @@
 import type { BatchJob } from '../db/batch-jobs.ts'
-import { deferred } from '../db/deferred.ts'
+import type { Participant } from '../db/databases.ts'
 import { findByName, listUnfinished } from '../db/distributed-transactions.ts'
 import { UnknownOutcomeError } from '../db/errors.ts'
 import { committedForwardAttempt } from '../db/markers.ts'
 import { appendEvents } from '../db/outbox.ts'
 import { resolveForward, stageForward } from '../db/staged-transaction.ts'
 import { newAttempt } from '../db/transaction-name.ts'
-import type { Tx } from '../db/tx.ts'
 import type { BatchDefinition, HookContext } from './batch-definition.ts'
 import { beginDistributed } from './begin.ts'
 import type { JobContext } from './context.ts'
 import { commitDistributed, rollbackDistributed } from './coordinator.ts'
 import type { Source } from './source.ts'
-import type { WorkByParticipant } from './stage-work.ts'
+import { type TxsWithPrimary, together } from './stage-together.ts'
 
 /**
  * The staged transactions of a batch job: chunks, hooks, rows that are tried again.
@@ -31,7 +30,7 @@ export type BatchWork = {
   signal: AbortSignal
 }
 
-export type BatchTxs = Readonly<Record<'primary', Tx>> & Readonly<Record<string, Tx>>
+export type BatchTxs = TxsWithPrimary
 
 /** Sends a query of the step on `primary` without waiting for it; when it fails, the step does. */
 type Send = (query: PromiseLike<unknown>) => void
@@ -80,37 +79,9 @@ async function stageOnSeveral<T>(
   return result()
 }
 
-/** One piece of work over the transactions of several databases, as the work of each of them. */
-export function together<T>(
-  participants: readonly string[],
-  act: (txs: BatchTxs) => Promise<T>,
-): { work: WorkByParticipant; result: () => T } {
-  let result: { value: T } | undefined
-  const txs: Record<string, Tx> = {}
-  const opened = deferred<void>()
-  const done = deferred<void>()
-  // The others hear of its end; who awaits none of them hears it from `primary`.
-  done.promise.catch(() => undefined)
-  const workOf = (participant: string) => async (tx: Tx) => {
-    txs[participant] = tx
-    if (Object.keys(txs).length === participants.length) opened.resolve()
-    if (participant !== 'primary') return done.promise
-    try {
-      await opened.promise
-      result = { value: await act(txs as BatchTxs) }
-      done.resolve()
-    } catch (error) {
-      done.reject(error as Error)
-      throw error
-    }
-  }
-  return {
-    work: Object.fromEntries(participants.map((participant) => [participant, workOf(participant)])),
-    result() {
-      if (!result) throw new Error('the work has not ended')
-      return result.value
-    },
-  }
+/** Where the source is. */
+export function sourceDatabase({ ctx, source }: Pick<BatchWork, 'ctx' | 'source'>): Participant {
+  return ctx.databases.get(source.database ?? 'primary')
 }
 
 /** Brings what is in doubt of the steps whose names start so to its end; returns the names of those that committed. */

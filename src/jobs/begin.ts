@@ -8,7 +8,7 @@ import {
   NameInUseError,
   RolledBackError,
 } from '../db/errors.ts'
-import { encodeJson, type Json } from '../db/json.ts'
+import { type Json, throughJson } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { reached } from '../db/steps.ts'
 import { checkTransactionName, newAttempt } from '../db/transaction-name.ts'
@@ -198,8 +198,4 @@ async function abortStaging(
     ctx.log.warn({ err: error, name: row.name, attempt: row.attempt }, 'not rolled back yet; trying again')
     ctx.lease.retry(once)
   }
-}
-
-export function throughJson(value: unknown, what: string): Json {
-  return JSON.parse(encodeJson(value, what)) as Json
 }

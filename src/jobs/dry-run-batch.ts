@@ -5,9 +5,10 @@ import { rollbackPrepared } from '../db/prepared.ts'
 import { formatGid, newAttempt } from '../db/transaction-name.ts'
 import { readSource } from './batch-chunk.ts'
 import { type BatchDefinition, sourceOf } from './batch-definition.ts'
-import { type BatchTxs, hookContext, participantsOf, together } from './batch-step.ts'
+import { type BatchTxs, hookContext, participantsOf } from './batch-step.ts'
 import type { JobContext } from './context.ts'
 import { parseParams, rawParams } from './enqueue-batch.ts'
+import { together } from './stage-together.ts'
 import { stageAll } from './stage-work.ts'
 
 /** What a batch would do: its first chunks, staged as a job would stage them, prepared, and rolled back. */

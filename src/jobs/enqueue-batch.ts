@@ -2,7 +2,7 @@ import { v7 as uuidv7 } from 'uuid'
 import { type BatchJob, findBatchJob, findByParams, insertBatchJob } from '../db/batch-jobs.ts'
 import type { Sql } from '../db/databases.ts'
 import { BatchNotCompletedError, InvalidConfigError } from '../db/errors.ts'
-import { encodeJson, type Json } from '../db/json.ts'
+import { type Json, throughJson } from '../db/json.ts'
 import type { ScheduledTime } from '../db/schedules.ts'
 import type { BatchDefinition } from './batch-definition.ts'
 import type { JobContext } from './context.ts'
@@ -60,7 +60,7 @@ export async function ensureBatchCompleted(
 
 /** As JSON carries them, and valid. Stored raw: each run parses them again. */
 export async function rawParams(definition: BatchDefinition, params: unknown): Promise<Json> {
-  const raw = JSON.parse(encodeJson(params ?? {}, `params of ${definition.name}`)) as Json
+  const raw = throughJson(params ?? {}, `params of ${definition.name}`)
   await parseParams(definition, raw)
   return raw
 }

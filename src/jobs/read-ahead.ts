@@ -1,5 +1,5 @@
 import { type Json, sameJson } from '../db/json.ts'
-import type { BatchWork } from './batch-step.ts'
+import { type BatchWork, sourceDatabase } from './batch-step.ts'
 import type { Chunk } from './source.ts'
 
 type Read = { cursor: Json; size: number; until: Json; at: number; chunk: Promise<Chunk<object> | undefined> }
@@ -21,8 +21,7 @@ export class ReadAhead {
 
   start(cursor: Json, size: number, until: Json): void {
     const { ctx, source } = this.#work
-    const database = ctx.databases.get(source.database ?? 'primary')
-    const chunk = database
+    const chunk = sourceDatabase(this.#work)
       .transaction((tx) => source.read(tx, cursor, size, until))
       .catch((err: unknown) => {
         ctx.log.debug({ err }, 'not read ahead')

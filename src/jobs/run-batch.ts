@@ -17,7 +17,14 @@ import {
   RangeRun,
   type RunControl,
 } from './batch-range.ts'
-import { type BatchWork, hookContext, isCommitted, resolveSteps, stageStep } from './batch-step.ts'
+import {
+  type BatchWork,
+  hookContext,
+  isCommitted,
+  resolveSteps,
+  sourceDatabase,
+  stageStep,
+} from './batch-step.ts'
 import type { JobContext } from './context.ts'
 import { parseParams, unknownBatchJob } from './enqueue-batch.ts'
 import { OneAtATime } from './one-at-a-time.ts'
@@ -210,13 +217,12 @@ class BatchRun implements RunControl {
   }
 
   async #boundaries(): Promise<readonly Json[]> {
-    const { ctx, definition, source, job } = this.#work
+    const { definition, source, job } = this.#work
     const { parallel = 1 } = definition
     if (parallel === 1) return []
     if (!source.split)
       throw new JobFailure(`the source of ${job.batch} cannot be split, so \`parallel\` has to go`)
-    const { sql } = ctx.databases.get(source.database ?? 'primary')
-    return (await source.split(sql, null, null, parallel)).boundaries
+    return (await source.split(sourceDatabase(this.#work).sql, null, null, parallel)).boundaries
   }
 
   async #runRanges(ranges: readonly BatchRange[]): Promise<BatchOutcome | 'dry'> {
@@ -261,7 +267,7 @@ class BatchRun implements RunControl {
   async #prepare(): Promise<void> {
     const { ctx, job, definition, source } = this.#work
     if (source.count && job.rowsExpected === null) {
-      const expected = await source.count(ctx.databases.get(source.database ?? 'primary').sql)
+      const expected = await source.count(sourceDatabase(this.#work).sql)
       await recordExpected(ctx.databases.primary.sql, job.id, expected)
       job.rowsExpected = expected.rows
     }

@@ -7,11 +7,11 @@ import {
   RolledBackError,
   UnknownOutcomeError,
 } from '../db/errors.ts'
-import type { Json } from '../db/json.ts'
+import { type Json, throughJson } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { reached } from '../db/steps.ts'
 import { checkTransactionName } from '../db/transaction-name.ts'
-import { stage, throughJson } from './begin.ts'
+import { stage } from './begin.ts'
 import type { BeginOptions } from './begin-options.ts'
 import { compensate } from './compensate.ts'
 import type { JobContext } from './context.ts'

@@ -112,8 +112,7 @@ export async function runJob(runner: JobRunner, jobId: string, signal: AbortSign
   const known = await findJob(sql, jobId)
   const definition = known && definitions.get(known.name)
   if (!definition) return 'not-ours'
-  if (running.count(definition.name) >= (definition.concurrency ?? Number.POSITIVE_INFINITY))
-    return 'not-ours'
+  if (!running.hasRoom(definition)) return 'not-ours'
   const revoked = running.enter(jobId, definition.name)
   if (!revoked) return 'not-ours'
   try {

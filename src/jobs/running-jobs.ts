@@ -1,5 +1,6 @@
 import type { Sql } from '../db/databases.ts'
 import { listRevokedRuns } from '../db/jobs.ts'
+import type { JobDefinition } from './job-definition.ts'
 
 /** The jobs that this process has in hand: each once, however often it is delivered here. */
 export class RunningJobs {
@@ -9,8 +10,15 @@ export class RunningJobs {
     return [...this.#runs.keys()]
   }
 
-  /** How many of a definition. */
-  count(name: string): number {
+  /** Whether one more of a definition may run here. */
+  hasRoom({
+    name,
+    concurrency = Number.POSITIVE_INFINITY,
+  }: Pick<JobDefinition, 'name' | 'concurrency'>): boolean {
+    return this.#count(name) < concurrency
+  }
+
+  #count(name: string): number {
     let count = 0
     for (const run of this.#runs.values()) if (run.name === name) count++
     return count

@@ -1,5 +1,5 @@
 import type { StandardSchemaV1 } from '@standard-schema/spec'
-import { encodeJson, type Json } from '../db/json.ts'
+import { type Json, throughJson } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import type { ScheduleTarget } from '../db/schedules.ts'
 import { type BatchDefinition, definitionName } from './batch-definition.ts'
@@ -146,7 +146,7 @@ function payload(
   const names = [...known.keys()].join(', ') || 'none'
   if (!definition) wrong(kind, `no ${kind} named ${name} is configured; known: ${names}`)
   try {
-    const raw = JSON.parse(encodeJson(value, 'it')) as Json
+    const raw = throughJson(value, 'it')
     wrong(key, schemaProblem(definition?.[key], raw))
     return raw
   } catch (error) {

@@ -39,3 +39,24 @@ export function stagedTogether(staged: unknown): unknown {
   if (typeof staged !== 'object' || staged === null) return null
   return Object.values(staged)[0] ?? null
 }
+
+export type TxsWithPrimary = Readonly<Record<'primary', Tx>> & Readonly<Record<string, Tx>>
+
+/** The same where `primary` takes part, and what it returned as it is: what is staged has gone through JSON. */
+export function together<T>(
+  participants: readonly string[],
+  act: (txs: TxsWithPrimary) => Promise<T>,
+): { work: WorkByParticipant; result: () => T } {
+  const returned: { value: T }[] = []
+  const work = stageTogether(participants, async (txs) => {
+    returned.push({ value: await act(txs as TxsWithPrimary) })
+  })
+  return {
+    work,
+    result() {
+      const [one] = returned
+      if (!one) throw new Error('the work has not ended')
+      return one.value
+    },
+  }
+}

@@ -4,8 +4,8 @@ import { listChunks } from '../db/batch-positions.ts'
 import { readRanges } from '../db/batch-ranges.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import { type Json, sameJson } from '../db/json.ts'
-import type { Sql } from '../db/tx.ts'
 import { type BatchDefinition, sourceOf } from './batch-definition.ts'
+import { sourceDatabase } from './batch-step.ts'
 import type { JobContext } from './context.ts'
 import { parseParams, unknownBatchJob } from './enqueue-batch.ts'
 import type { Source } from './source.ts'
@@ -93,7 +93,7 @@ export async function verifyBatch(
     if (!(await verifyRange(ctx, result, range, source, signal))) atEnd = false
   }
   const failed = await countFailures(sql, jobId)
-  const all = await source.count?.(sqlOf(ctx, source))
+  const all = await source.count?.(sourceDatabase({ ctx, source }).sql)
   if (all?.exact === true) result.beyond = all.rows - result.source.rows
   result.proved =
     job.status === 'completed' &&
@@ -143,7 +143,7 @@ async function verifyRange(
       if (chunk.rows > 0n || chunk.last) result.chunks++
       // One without rows moves nothing; what was before it has been counted.
       if (sameJson(after, chunk.cursor)) continue
-      const { rows, digest } = await source.digest(sqlOf(ctx, source), after, chunk.cursor)
+      const { rows, digest } = await source.digest(sourceDatabase({ ctx, source }).sql, after, chunk.cursor)
       result.rows.processed += chunk.rows - chunk.failed
       result.rows.failed += chunk.failed
       result.source.rows += rows
@@ -158,8 +158,4 @@ async function verifyRange(
     }
     if (chunks.length < pageSize) return last
   }
-}
-
-function sqlOf(ctx: JobContext, { database = 'primary' }: Source<object>): Sql {
-  return ctx.databases.get(database).sql
 }

@@ -1,6 +1,6 @@
 import { randomBytes, randomUUID } from 'node:crypto'
 import { FencedError, InvalidNameError, RolledBackError } from '../db/errors.ts'
-import { encodeJson, type Json } from '../db/json.ts'
+import { throughJson } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { explainPrepareFailure } from '../db/prepared.ts'
 import { checkTransactionName, newAttempt } from '../db/transaction-name.ts'
@@ -81,10 +81,6 @@ async function stageAll(
 function prepare(session: FakeSession): void {
   const failure = session.failure()
   if (failure !== undefined) throw explainPrepareFailure(session.participant, failure)
-}
-
-export function throughJson(value: unknown, what: string): Json {
-  return JSON.parse(encodeJson(value, what)) as Json
 }
 
 function newRow(

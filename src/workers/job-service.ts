@@ -26,7 +26,9 @@ export class JobService {
     const { databases, queues, config } = this.#ctx
     if (config.jobs.size === 0) return
     await this.#running.look(databases.primary.sql)
-    const names = [...config.jobs.keys()].filter((name) => this.#hasRoom(name))
+    const names = [...config.jobs.values()]
+      .filter((job) => this.#running.hasRoom(job))
+      .map(({ name }) => name)
     if (names.length > 0)
       await queues.addAll('jobs', (await this.#due(names, assertedAtOnce)).map(jobQueueJob))
   }
@@ -45,12 +47,6 @@ export class JobService {
       const [next] = await this.#due([job], 1)
       if (next) await this.#ctx.queues.add('jobs', jobQueueJob(next))
     }
-  }
-
-  #hasRoom(name: string): boolean {
-    return (
-      this.#running.count(name) < (this.#ctx.config.jobs.get(name)?.concurrency ?? Number.POSITIVE_INFINITY)
-    )
   }
 
   #due(names: readonly string[], limit: number): Promise<DueJob[]> {
