@@ -57,16 +57,28 @@ export class Participant {
     work: (tx: Tx) => Promise<T>,
     last?: { setting: string; act: (tx: Tx, result: T) => PromiseLike<unknown>[] },
   ): Promise<T> {
+    const setting = last === undefined ? '' : `; ${last.setting}`
+    return this.#inTransaction(`BEGIN ISOLATION LEVEL READ COMMITTED${setting}`, work, last?.act)
+  }
+
+  /** Reads in a transaction of its own, whose statements all see the same moment. */
+  async snapshot<T>(read: (tx: Tx) => Promise<T>): Promise<T> {
+    return this.#inTransaction('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY', read)
+  }
+
+  async #inTransaction<T>(
+    begin: string,
+    work: (tx: Tx) => Promise<T>,
+    last?: (tx: Tx, result: T) => PromiseLike<unknown>[],
+  ): Promise<T> {
     const connection = await this.#transactions.acquire()
     const tx = connection.tx()
     let clean = false
     try {
-      const begun = connection.send(
-        `BEGIN ISOLATION LEVEL READ COMMITTED${last === undefined ? '' : `; ${last.setting}`}`,
-      )
+      const begun = connection.send(begin)
       begun.catch(() => undefined)
       const result = await connection.whileAlive(work(tx))
-      const sent = (last?.act(tx, result) ?? []).map((query) => Promise.resolve(query.then(() => undefined)))
+      const sent = (last?.(tx, result) ?? []).map((query) => Promise.resolve(query.then(() => undefined)))
       for (const query of sent) query.catch(() => undefined)
       // The driver sends a query one microtask after it is first waited for.
       await Promise.resolve()

@@ -112,6 +112,25 @@ export function orderedText(
   return `with ${parts.join(',\n')} select ${select} from (${union}) as parts order by ${order}`
 }
 
+/**
+ * A query of one value, `version`, that is another as soon as readBetween with the same arguments would read other rows, or
+ * other versions of them: what it reads is told apart by where each row version is and which transaction made it. Undefined
+ * where the database keeps no versions, or reads in several parts.
+ */
+export function versionText(
+  keyset: Keyset,
+  range: Range,
+  limit: number,
+  parameters: Parameters,
+): string | undefined {
+  if (!keyset.proven || keyset.columns.some(({ nulls }) => nulls !== undefined)) return undefined
+  const system = ['tableoid', 'ctid', 'xmin']
+  const hashes = system.map((column) => `hash_array_extended(array_agg(${column}), 0)`)
+  return `
+    select concat_ws(':', count(*), ${hashes.join(', ')}) as version
+    from (${orderedText(keyset, range, limit + 1, parameters, system.join(', '))}) as source`
+}
+
 /** How many rows stand in a range now, and the sum of the hashes of their keys. */
 export async function digestBetween(
   sql: Sql,

@@ -3,12 +3,13 @@ import { type BatchStatus, readBatchStatus } from '../db/batch-jobs.ts'
 import { appendBatchPosition, type BatchPosition } from '../db/batch-positions.ts'
 import type { BatchRange } from '../db/batch-ranges.ts'
 import { type Json, sameJson } from '../db/json.ts'
+import type { Tx } from '../db/tx.ts'
 import { type BatchTxs, type BatchWork, hookContext, stageStep } from './batch-step.ts'
-import type { ReadAhead } from './read-ahead.ts'
-import type { Chunk } from './source.ts'
+import type { Ahead, ReadAhead } from './read-ahead.ts'
+import type { Chunk, Source } from './source.ts'
 
-/** `status`: what was asked of the job until its chunk was at its end. */
-export type CommittedChunk = { position: BatchPosition; status: BatchStatus | undefined }
+/** `status`: what was asked of the job until its chunk was at its end. `size`: how many rows it was to have. */
+export type CommittedChunk = { position: BatchPosition; status: BatchStatus | undefined; size: number }
 
 /** What a chunk read, for whoever wants to know why it failed. */
 export class ChunkError extends Error {
@@ -33,25 +34,47 @@ export function chunkPrefix({ job, definition }: BatchWork, range: number): stri
  */
 export async function runChunk(
   work: BatchWork,
-  { range, until, position: before }: BatchRange,
+  at: BatchRange,
   size: number,
   ahead?: ReadAhead,
 ): Promise<CommittedChunk> {
-  let read: Chunk<object> = { rows: [], keys: [], cursor: null, last: false }
+  const early = await ahead?.take(at.position.cursor, at.until)
+  if (early) {
+    try {
+      const chunk = await tryChunk(work, at, size, ahead, early)
+      ahead?.held()
+      return chunk
+    } catch (error) {
+      if (!(error instanceof ChangedSinceError)) throw error
+      ahead?.changed()
+    }
+  }
+  return tryChunk(work, at, size, ahead)
+}
+
+async function tryChunk(
+  work: BatchWork,
+  { range, until, position: before }: BatchRange,
+  size: number,
+  ahead: ReadAhead | undefined,
+  early?: Ahead,
+): Promise<CommittedChunk> {
+  let read: Chunk<object> = early?.chunk ?? { rows: [], keys: [], cursor: null, last: false }
   const n = before.n + 1n
   try {
     return await stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
-      const early = await ahead?.take(before.cursor, size, until)
-      read = early ?? (await readSource(work, txs, before.cursor, size, until))
+      if (!early) read = await readSource(work, txs, before.cursor, size, until)
       const { rows, digest, cursor, last, unreadable } = read
       if (unreadable) throw unreadable
-      if (!last) ahead?.start(cursor, size, until)
-      if (rows.length > 0)
-        await work.definition.process(rows, { ...hookContext(work, txs, `chunk ${n}`), chunk: n, range })
+      await unlessChanged(work, txs, early, async () => {
+        if (!last) ahead?.start(cursor, size, until)
+        if (rows.length > 0)
+          await work.definition.process(rows, { ...hookContext(work, txs, `chunk ${n}`), chunk: n, range })
+      })
       const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
       const record = { jobId: work.job.id, range, attempt, rows: rows.length, failed: 0, digest }
       send(appendBatchPosition(txs.primary, { ...record, ...after }))
-      const chunk: CommittedChunk = { position: after, status: undefined }
+      const chunk: CommittedChunk = { position: after, status: undefined, size: early?.size ?? size }
       send(
         readBatchStatus(txs.primary, work.job.id).then((status) => {
           chunk.status = status
@@ -60,8 +83,39 @@ export async function runChunk(
       return chunk
     })
   } catch (error) {
+    if (error instanceof ChangedSinceError) throw error
     throw new ChunkError(error, read.keys.length, read.keys[0] ?? null)
   }
+}
+
+/** What a chunk was read ahead from is not so any more: whatever was done with it, and whatever it failed of, was in vain. */
+class ChangedSinceError extends Error {}
+
+/**
+ * Does work with what was read ahead, and throws ChangedSinceError where it has changed before. That is asked for in the chunk's own
+ * transaction, when the chunk before it has committed, and ahead of all that the work does, without waiting for the answer.
+ */
+async function unlessChanged(
+  { source }: BatchWork,
+  txs: BatchTxs,
+  early: Ahead | undefined,
+  act: () => Promise<void>,
+): Promise<void> {
+  const { version } = early ?? {}
+  const asked = version && Promise.resolve(version.ask(sourceTx(source, txs)))
+  // An answer that fails fails the transaction as well.
+  asked?.catch(() => undefined)
+  let failed: { error: unknown } | undefined
+  try {
+    await act()
+  } catch (error) {
+    failed = { error }
+  }
+  const now = await asked?.catch((error: unknown) => {
+    throw failed ? failed.error : error
+  })
+  if (now !== version?.then) throw new ChangedSinceError()
+  if (failed) throw failed.error
 }
 
 /**
@@ -84,7 +138,7 @@ export async function setRowAside(
     const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows), last }
     const record = { jobId, range, attempt, rows, failed: 1, digest }
     send(appendBatchPosition(txs.primary, { ...record, ...after }))
-    return { position: after, status: 'running' as const }
+    return { position: after, status: 'running' as const, size: 1 }
   }).catch((failure: unknown) => {
     if (failure instanceof OtherRowError) return undefined
     throw failure
@@ -101,8 +155,11 @@ export function readSource(
   limit: number,
   until: Json = null,
 ): Promise<Chunk<object>> {
-  const { database = 'primary' } = source
+  return source.read(sourceTx(source, txs), cursor, limit, until)
+}
+
+function sourceTx({ database = 'primary' }: Source<object>, txs: BatchTxs): Tx {
   const tx = txs[database]
   if (!tx) throw new Error(`the step does not take part in ${database}, where the source is`)
-  return source.read(tx, cursor, limit, until)
+  return tx
 }

@@ -54,8 +54,8 @@ export type BatchDefinition<
   /** rows per chunk; default 1000. Adaptive: as many as take about `targetMs`, from `min` to `max` rows */
   readonly chunkSize?: number | AdaptiveSize
   /**
-   * true: a chunk is read while the one before it is still processed. Faster; but a chunk does not see what the one before
-   * it did to the rows of the source that come after it. Default false
+   * Each chunk is read while the one before it is processed, and read again where that, or anybody else, has changed what was
+   * read; for sources that can tell. true: without looking, of any source. false: when its turn comes, never before
    */
   readonly readAhead?: boolean
   /** when to hold for the sake of the database; why it holds shows in `holdfast batch show` */

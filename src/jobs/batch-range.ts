@@ -67,7 +67,8 @@ export class RangeRun {
     const { chunkSize = 1000 } = work.definition
     this.#size = typeof chunkSize === 'number' ? chunkSize : chunkSize.min
     this.#plan = new ChunkPlan(this.#size)
-    if (work.definition.readAhead === true) this.#ahead = new ReadAhead(work)
+    const { readAhead } = work.definition
+    if (readAhead !== false) this.#ahead = new ReadAhead(work, readAhead === true)
   }
 
   /** Resolves to `dry` when nothing is left of it. Throws JobFailure. */
@@ -157,17 +158,20 @@ export class RangeRun {
     this.#at = { ...this.#at, position: after.position }
     this.#control.moved(after.position.rowsTotal - before)
     this.#plan.succeeded()
-    if (whole) this.#adapt(performance.now() - began)
+    if (whole) this.#adapt(after.size, performance.now() - began)
     this.#failures = 0
     return after
   }
 
-  /** Towards the target, by no more than twice at once: one slow chunk says little. */
-  #adapt(tookMs: number): void {
+  /**
+   * Towards the target, by no more than twice at once: one slow chunk says little. From the chunk's own size: it may have been
+   * read before the one ahead of it changed the size.
+   */
+  #adapt(size: number, tookMs: number): void {
     const { chunkSize } = this.#work.definition
     if (typeof chunkSize !== 'object') return
     const factor = Math.min(2, Math.max(0.5, chunkSize.targetMs / Math.max(1, tookMs)))
-    this.#size = Math.min(chunkSize.max, Math.max(chunkSize.min, Math.round(this.#size * factor)))
+    this.#size = Math.min(chunkSize.max, Math.max(chunkSize.min, Math.round(size * factor)))
     this.#plan.resize(this.#size)
   }
 

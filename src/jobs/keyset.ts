@@ -1,9 +1,9 @@
 import { InvalidConfigError } from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
-import { digestBetween, type Keyset, readBetween } from '../db/keyset.ts'
+import { digestBetween, type Keyset, readBetween, versionText } from '../db/keyset.ts'
 import { describeQuery, describeTable, type KeyEntry } from '../db/keyset-columns.ts'
 import { countRows } from '../db/keyset-count.ts'
-import type { KeyValues } from '../db/keyset-range.ts'
+import { type KeyValues, Parameters } from '../db/keyset-range.ts'
 import { splitBetween } from '../db/keyset-split.ts'
 import type { Sql } from '../db/tx.ts'
 import type { Source } from './source.ts'
@@ -65,6 +65,14 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
       const chunk = await readBetween(tx, await (known ?? describe(tx)), range, limit)
       // What a row looks like is the caller's word: the type parameter of keyset.
       return chunk as Omit<typeof chunk, 'rows'> & { rows: Row[] }
+    },
+    async version(sql, cursor, limit, until) {
+      const range = { after: checkCursor(cursor, key), until: checkCursor(until, key) }
+      const parameters = new Parameters()
+      const text = versionText(await (described ?? describe(sql)), range, limit, parameters)
+      if (text === undefined) return undefined
+      return (tx) =>
+        tx.unsafe<{ version: string }[]>(text, parameters.values).then(([row]) => row?.version ?? '')
     },
     async count(sql) {
       return countRows(sql, await describe(sql))

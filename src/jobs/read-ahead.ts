@@ -1,40 +1,87 @@
 import { type Json, sameJson } from '../db/json.ts'
 import { type BatchWork, sourceDatabase } from './batch-step.ts'
-import type { Chunk } from './source.ts'
+import type { AskVersion, Chunk } from './source.ts'
 
-type Read = { cursor: Json; size: number; until: Json; at: number; chunk: Promise<Chunk<object> | undefined> }
+/** What was read ahead, and how to ask whether it would be read again just so; without `version` it is taken for it. */
+export type Ahead = {
+  chunk: Chunk<object>
+  /** how many rows were asked for */
+  size: number
+  version?: { then: string; ask: AskVersion }
+}
+
+type Read = { cursor: Json; until: Json; at: number; ahead: Promise<Ahead | undefined> }
 
 /** What was read longer ago is read again: the job may have been held meanwhile. */
 const keptMs = 1_000
 
+/** Of a source that somebody changes all the time, the most chunks in a row that are not read ahead. */
+const longestRest = 64
+
 /**
- * Reads the next chunk of a range while the one before it is processed and committed, in a transaction of its own. What
- * was read for another position, size or end is dropped, and so is a read that failed: the chunk then reads for itself.
+ * Reads the next chunk of a range while the one before it is processed and committed, in a transaction of its own. What was
+ * read for another position or end is dropped, and so is a read that failed: the chunk then reads for itself.
+ *
+ * The chunk before it may change what comes after it, and so may anybody else. So a source has to tell whether it would
+ * be read again just so, unless the definition promises it; a source that cannot is not read ahead. What turns out to have
+ * changed was read and processed in vain, and the next chunks are not read ahead.
  */
 export class ReadAhead {
   readonly #work: Pick<BatchWork, 'ctx' | 'source'>
+  readonly #promised: boolean
   #read: Read | undefined
+  #resting = 0
+  #rest = 0
 
-  constructor(work: Pick<BatchWork, 'ctx' | 'source'>) {
+  constructor(work: Pick<BatchWork, 'ctx' | 'source'>, promised: boolean) {
     this.#work = work
+    this.#promised = promised
   }
 
   start(cursor: Json, size: number, until: Json): void {
+    if (this.#resting > 0) {
+      this.#resting--
+      return
+    }
     const { ctx, source } = this.#work
-    const chunk = sourceDatabase(this.#work)
-      .transaction((tx) => source.read(tx, cursor, size, until))
-      .catch((err: unknown) => {
-        ctx.log.debug({ err }, 'not read ahead')
-        return undefined
-      })
-    this.#read = { cursor, size, until, at: performance.now(), chunk }
+    if (!this.#promised && !source.version) return
+    const ahead = this.#begin(cursor, size, until).catch((err: unknown) => {
+      ctx.log.debug({ err }, 'not read ahead')
+      return undefined
+    })
+    this.#read = { cursor, until, at: performance.now(), ahead }
   }
 
-  async take(cursor: Json, size: number, until: Json): Promise<Chunk<object> | undefined> {
+  async take(cursor: Json, until: Json): Promise<Ahead | undefined> {
     const read = this.#read
     this.#read = undefined
     if (!read || performance.now() - read.at > keptMs) return undefined
-    if (read.size !== size || !sameJson(read.cursor, cursor) || !sameJson(read.until, until)) return undefined
-    return read.chunk
+    if (!sameJson(read.cursor, cursor) || !sameJson(read.until, until)) return undefined
+    return read.ahead
+  }
+
+  /** What was taken was still so. */
+  held(): void {
+    this.#rest = 0
+  }
+
+  /** What was taken had changed. */
+  changed(): void {
+    this.#rest = Math.min(longestRest, 2 * this.#rest || 1)
+    this.#resting = this.#rest
+  }
+
+  async #begin(cursor: Json, size: number, until: Json): Promise<Ahead | undefined> {
+    const { source } = this.#work
+    const database = sourceDatabase(this.#work)
+    if (this.#promised)
+      return { size, chunk: await database.transaction((tx) => source.read(tx, cursor, size, until)) }
+    const ask = await source.version?.(database.sql, cursor, size, until)
+    if (!ask) return undefined
+    // Of one moment, or the version would not be that of what was read.
+    const [version, chunk] = await database.snapshot((tx) =>
+      Promise.all([ask(tx), source.read(tx, cursor, size, until)]),
+    )
+    return { size, chunk, version: { then: version, ask } }
   }
 }

@@ -12,6 +12,11 @@ export type Source<Row> = {
    * it; a source without `split` is never given one.
    */
   read(tx: Tx, cursor: Json, limit: number, until?: Json): Promise<Chunk<Row>>
+  /**
+   * Asks for what tells one result of `read` with these arguments from another one: as long as it is the same, `read` would
+   * read the same. Then a chunk is read while the one before it is processed. Undefined where nothing tells.
+   */
+  version?(sql: Sql, cursor: Json, limit: number, until: Json): Promise<AskVersion | undefined>
   /** How many rows there are; exact: false for an estimate. */
   count?(sql: Sql): Promise<{ rows: bigint; exact: boolean }>
   /** What the source says now of the rows after `after`, up to and including `until`. */
@@ -19,6 +24,9 @@ export type Source<Row> = {
   /** Cuts the rows after `after`, up to and including `until` (null: open), into parts of about the same number of rows. */
   split?(sql: Sql, after: Json, until: Json, parts: number): Promise<Split>
 }
+
+/** Sent at once, so that what is sent after it cannot change the answer. */
+export type AskVersion = (tx: Tx) => PromiseLike<string>
 
 export type Split = {
   /** estimated */
