@@ -114,7 +114,7 @@ async function unlessChanged(
   const now = await asked?.catch((error: unknown) => {
     throw failed ? failed.error : error
   })
-  if (now !== version?.then) throw new ChangedSinceError()
+  if (now !== version?.read) throw new ChangedSinceError()
   if (failed) throw failed.error
 }
 

@@ -7,7 +7,7 @@ export type Ahead = {
   chunk: Chunk<object>
   /** how many rows were asked for */
   size: number
-  version?: { then: string; ask: AskVersion }
+  version?: { read: string; ask: AskVersion }
 }
 
 type Read = { cursor: Json; until: Json; at: number; ahead: Promise<Ahead | undefined> }
@@ -82,6 +82,6 @@ export class ReadAhead {
     const [version, chunk] = await database.snapshot((tx) =>
       Promise.all([ask(tx), source.read(tx, cursor, size, until)]),
     )
-    return { size, chunk, version: { then: version, ask } }
+    return { size, chunk, version: { read: version, ask } }
   }
 }
