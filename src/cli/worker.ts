@@ -7,16 +7,19 @@ import { keepHeapSmall } from '../workers/small-heap.ts'
 import { WorkerService } from '../workers/worker.ts'
 import { loadHoldfastConfig } from './load-config.ts'
 
+type WorkerOptions = { config?: string; migrate?: boolean; queues?: string[]; largeHeap?: boolean }
+
 export function workerCommand(): Command {
   return new Command('worker')
     .description('work on the queues until SIGTERM or SIGINT; a second signal ends it at once')
     .option('-c, --config <file>', 'the config file; default holdfast.config.ts or .js here')
     .option('--migrate', 'bring the schema up to date first')
+    .option('--queues <names...>', 'work on these queues alone; others are for other workers')
     .option(
       '--large-heap',
       "for jobs that keep much in memory: leaves the garbage collector to Node's defaults",
     )
-    .action(async (options: { config?: string; migrate?: boolean; largeHeap?: boolean }) => {
+    .action(async (options: WorkerOptions) => {
       if (options.largeHeap !== true) keepHeapSmall()
       const loaded = await loadHoldfastConfig(options.config)
       const config = resolveConfig(
@@ -25,6 +28,6 @@ export function workerCommand(): Command {
       )
       const log = createLog(config.logLevel, 'holdfast worker')
       const ctx = await createContext(config, 'worker', log)
-      await runUntilSignal(ctx, new WorkerService(ctx))
+      await runUntilSignal(ctx, new WorkerService(ctx, options))
     })
 }

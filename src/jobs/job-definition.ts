@@ -3,6 +3,7 @@ import type { Logger } from 'pino'
 import { InvalidConfigError } from '../db/errors.ts'
 import type { NewEvent } from '../db/outbox.ts'
 import type { Tx } from '../db/tx.ts'
+import { defaultQueue, queueProblem } from './job-queue.ts'
 
 /** A value as JSON carries it: what `stage` and `effects` return is stored, and a resumed run gets it from there. */
 export type AsJson<T> = 0 extends 1 & T
@@ -77,6 +78,7 @@ export type JobDefinition = {
   readonly retry?: RetryOptions
   readonly timeoutMs?: number
   readonly concurrency?: number
+  readonly queue?: string
   stage(context: StageContext<unknown, string>): unknown
   effects?(context: JobEffectsContext<unknown, unknown>): unknown
   compensate?(context: JobCompensationContext<unknown, unknown>): Promise<void> | void
@@ -107,6 +109,8 @@ export type JobSpec<
   readonly timeoutMs?: number
   /** how many of these one worker process runs at once; default as many as it can */
   readonly concurrency?: number
+  /** the queue that it runs from, whose limits are in `queues` of the config; default `jobs` */
+  readonly queue?: string
 }
 
 /** What `defineJob` returns: the definition with the types of its name, input and participants. */
@@ -129,6 +133,7 @@ export function defineJob<
   const { name, participants = ['primary' as P], retry = {}, timeoutMs = 1, concurrency = 1 } = spec
   const { attempts = 1, backoffMs = 1, maxBackoffMs = 1 } = retry
   const problems: string[] = []
+  const { queue = defaultQueue } = spec
   const isCount = (n: number) => Number.isSafeInteger(n) && n >= 1
   if (!namePattern.test(name))
     problems.push(`job ${JSON.stringify(name)}: a name has lower-case letters, digits and -, at most 50`)
@@ -148,6 +153,8 @@ export function defineJob<
     problems.push(`job ${name}: timeoutMs is above 0, not ${timeoutMs}`)
   if (!isCount(concurrency))
     problems.push(`job ${name}: concurrency is a whole number, 1 or more, not ${concurrency}`)
+  const problem = queueProblem(queue)
+  if (problem) problems.push(`job ${name}: the name of its queue, ${JSON.stringify(queue)}, ${problem}`)
   if (spec.input !== undefined && typeof spec.input['~standard']?.validate !== 'function')
     problems.push(`job ${name}: input is no Standard Schema (zod, valibot, arktype)`)
   if (problems.length > 0) throw new InvalidConfigError(problems)

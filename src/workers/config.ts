@@ -6,6 +6,7 @@ import { checkParticipantName } from '../db/transaction-name.ts'
 import type { AlertSettings } from '../jobs/alerts.ts'
 import type { BatchDefinition } from '../jobs/batch-definition.ts'
 import type { JobDefinition } from '../jobs/job-definition.ts'
+import { defaultQueue, type JobQueue, queueOf, queueProblem } from '../jobs/job-queue.ts'
 import type { Operation } from '../jobs/operations.ts'
 import { resolveSchedules, type Schedule, type ScheduleDefinition } from '../jobs/schedule-definition.ts'
 import { missedPolicies } from '../jobs/schedules.ts'
@@ -23,6 +24,8 @@ export type HoldfastConfig = {
   /** a human's name for this installation */
   readonly namespace?: string
   readonly jobs?: readonly JobDefinition[]
+  /** limits of the queues that jobs run from, by name; `jobs` is the one of those that name none */
+  readonly queues?: Readonly<Record<string, JobQueue>>
   readonly batches?: readonly BatchDefinition[]
   /** what is enqueued again and again, by cron expressions */
   readonly schedules?: readonly Schedule[]
@@ -65,6 +68,8 @@ export type ResolvedConfig = {
   redis: string | undefined
   namespace: string | undefined
   jobs: ReadonlyMap<string, JobDefinition>
+  /** each queue that a job may be on, with its limits */
+  queues: ReadonlyMap<string, JobQueueLimits>
   batches: ReadonlyMap<string, BatchDefinition>
   schedules: ReadonlyMap<string, ScheduleDefinition>
   sinks: ReadonlyMap<string, Sink>
@@ -130,6 +135,17 @@ const job = z.custom<JobDefinition>(
   'is not a job definition; make it with defineJob',
 )
 
+const count = z.int().positive()
+
+const queue = z.strictObject({
+  concurrency: count.default(4),
+  globalConcurrency: count.optional(),
+  rateLimit: z.strictObject({ max: count, durationMs: ms }).optional(),
+})
+
+/** As JobQueue, completed. */
+type JobQueueLimits = z.output<typeof queue>
+
 const sink = z.custom<Sink>(
   (value) =>
     typeof value === 'object' && value !== null && 'open' in value && typeof value.open === 'function',
@@ -152,6 +168,7 @@ const shape = z.strictObject({
     .regex(/^[a-z0-9][a-z0-9-]{0,30}$/)
     .optional(),
   jobs: z.array(job).default([]),
+  queues: z.record(z.string(), queue).default({}),
   batches: z.array(definition).default([]),
   schedules: z.array(schedule).default([]),
   sinks: z.record(z.string().regex(/^[a-z][a-z0-9-]{0,39}$/), sink).default({}),
@@ -192,6 +209,7 @@ export function resolveConfig(
     redis,
     namespace,
     jobs,
+    queues,
     batches,
     schedules,
     sinks,
@@ -217,7 +235,7 @@ export function resolveConfig(
   }
   const definitions = { jobs: byName(jobs), batches: byName(batches) }
   const resolvedSchedules = resolveSchedules(schedules, definitions, problems)
-  problems.push(...definitionProblems('jobs', jobs, urls))
+  problems.push(...definitionProblems('jobs', jobs, urls), ...queueProblems(queues, jobs))
   problems.push(
     ...definitionProblems(
       'batches',
@@ -238,6 +256,7 @@ export function resolveConfig(
     redis: redisUrl,
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
     ...definitions,
+    queues: allQueues(queues, jobs),
     schedules: resolvedSchedules,
     sinks: new Map(Object.entries(sinks)),
     routes,
@@ -270,6 +289,26 @@ function definitionProblems(
           `${what}: ${name} takes part on ${participant}, which \`databases\` does not declare`,
       ),
   ])
+}
+
+function queueProblems(
+  queues: Readonly<Record<string, JobQueueLimits>>,
+  jobs: readonly JobDefinition[],
+): string[] {
+  const used = new Set([defaultQueue, ...jobs.map(queueOf)])
+  return Object.keys(queues).flatMap((name) => {
+    const problem = queueProblem(name)
+    if (problem) return [`queues: a name ${problem}, not ${JSON.stringify(name)}`]
+    return used.has(name) ? [] : [`queues: no job runs from ${name}; name it as the \`queue\` of a job`]
+  })
+}
+
+function allQueues(
+  queues: Readonly<Record<string, JobQueueLimits>>,
+  jobs: readonly JobDefinition[],
+): ReadonlyMap<string, JobQueueLimits> {
+  const names = new Set([defaultQueue, ...jobs.map(queueOf)])
+  return new Map([...names].map((name) => [name, queues[name] ?? queue.parse({})]))
 }
 
 function databaseUrls(

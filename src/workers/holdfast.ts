@@ -39,7 +39,7 @@ import { type Context, createContext } from './context.ts'
 import { Jobs } from './jobs.ts'
 import { createLog } from './log.ts'
 import { Schedules, type ScheduleView } from './schedules.ts'
-import { WorkerService } from './worker.ts'
+import { WorkerService, type WorkOn } from './worker.ts'
 
 type DatabaseName<C> = C extends { databases: infer D } ? (keyof D & string) | 'primary' : string
 type BatchName<C> = C extends { batches: readonly (infer B)[] }
@@ -219,8 +219,11 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
     /** Each schedule with what it enqueued last and when it is due next, in the order of their names. */
     list(): Promise<ScheduleView[]>
   }
-  /** Runs the workers in this process as well. */
-  start(): Promise<void>
+  /**
+   * Runs the workers in this process as well, on all queues unless `queues` names some (those of jobs, `outbox`, `cleanup`,
+   * `batch`, `schedules`). Throws HOLDFAST_INVALID_CONFIG for a queue that there is none of.
+   */
+  start(options?: WorkOn): Promise<void>
   /** Stops the workers within the drain deadline and closes every connection. Idempotent. */
   close(): Promise<void>
 }
@@ -318,9 +321,9 @@ class Instance implements Holdfast {
     return new Schedules(this.#ctx)
   }
 
-  async start(): Promise<void> {
+  async start(options?: WorkOn): Promise<void> {
     if (this.#workers) return
-    this.#workers = new WorkerService(this.#ctx)
+    this.#workers = new WorkerService(this.#ctx, options)
     await this.#workers.start()
   }
 

@@ -1,4 +1,5 @@
 import { type DueJob, listDueJobs } from '../db/jobs.ts'
+import { queueOf } from '../jobs/job-queue.ts'
 import { runJob } from '../jobs/run-job.ts'
 import { RunningJobs } from '../jobs/running-jobs.ts'
 import type { Context } from './context.ts'
@@ -24,13 +25,17 @@ export class JobService {
   /** Queues what is due of the definitions that may run here, and stops the runs that were revoked. */
   async assert(): Promise<void> {
     const { databases, queues, config } = this.#ctx
+    for (const [queue, limits] of config.queues)
+      if (limits.globalConcurrency !== undefined || limits.rateLimit) await queues.limit(queue, limits)
     if (config.jobs.size === 0) return
     await this.#running.look(databases.primary.sql)
-    const names = [...config.jobs.values()]
-      .filter((job) => this.#running.hasRoom(job))
-      .map(({ name }) => name)
-    if (names.length > 0)
-      await queues.addAll('jobs', (await this.#due(names, assertedAtOnce)).map(jobQueueJob))
+    const jobs = [...config.jobs.values()].filter((job) => this.#running.hasRoom(job))
+    // By itself each: what waits in a queue with a limit takes no room from the others.
+    for (const queue of config.queues.keys()) {
+      const names = jobs.filter((job) => queueOf(job) === queue).map(({ name }) => name)
+      if (names.length > 0)
+        await queues.addAll(queue, (await this.#due(names, assertedAtOnce)).map(jobQueueJob))
+    }
   }
 
   async run(data: Record<string, string>, lockLost: AbortSignal): Promise<void> {
@@ -43,9 +48,10 @@ export class JobService {
       grace.end()
     }
     // Those that found no room here were given back; the next one need not wait until the rows are looked at again.
-    if (this.#ctx.config.jobs.get(job)?.concurrency !== undefined && !this.#stopping.aborted) {
+    const definition = this.#ctx.config.jobs.get(job)
+    if (definition?.concurrency !== undefined && !this.#stopping.aborted) {
       const [next] = await this.#due([job], 1)
-      if (next) await this.#ctx.queues.add('jobs', jobQueueJob(next))
+      if (next) await this.#ctx.queues.add(queueOf(definition), jobQueueJob(next))
     }
   }
 

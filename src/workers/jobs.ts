@@ -1,8 +1,9 @@
 import { InvalidConfigError } from '../db/errors.ts'
-import { findJob, type Job, type JobFilter, type JobStatus, listJobs } from '../db/jobs.ts'
+import { type DueJob, findJob, type Job, type JobFilter, type JobStatus, listJobs } from '../db/jobs.ts'
 import { type Enqueued, type EnqueueOptions, enqueueJob } from '../jobs/enqueue-job.ts'
 import { cancelJob, type JobWaitOptions, retryJob, waitForJob } from '../jobs/job-control.ts'
 import type { JobDefinition } from '../jobs/job-definition.ts'
+import { queueOf } from '../jobs/job-queue.ts'
 import type { Context } from './context.ts'
 import { jobQueueJob } from './job-service.ts'
 
@@ -22,7 +23,8 @@ export class Jobs {
     const definition = this.#definition(job)
     const enqueued = await enqueueJob(this.#ctx, definition, input, options)
     // In the caller's transaction it is not there yet, and with a delay not due: the workers find it in time.
-    if (!options.tx && !options.delayMs) await this.#queue(enqueued.jobId, definition.name, options.priority)
+    if (!options.tx && !options.delayMs)
+      await this.#queue({ id: enqueued.jobId, name: definition.name, priority: options.priority ?? 0 })
     return enqueued
   }
 
@@ -37,7 +39,7 @@ export class Jobs {
   async retry(jobId: string): Promise<JobStatus> {
     const status = await retryJob(this.#ctx, jobId)
     const job = await this.get(jobId)
-    if (job) await this.#queue(jobId, job.name, job.priority)
+    if (job) await this.#queue(job)
     return status
   }
 
@@ -58,9 +60,13 @@ export class Jobs {
   }
 
   /** A queue that cannot be reached keeps nobody: the workers assert from the rows what is to be queued. */
-  async #queue(id: string, name: string, priority = 0): Promise<void> {
-    await this.#ctx.queues.add('jobs', jobQueueJob({ id, name, priority })).catch((error: unknown) => {
-      this.#ctx.log.warn({ err: error, jobId: id }, 'recorded, but not queued yet; a worker will')
+  async #queue(job: DueJob): Promise<void> {
+    const { config, queues, log } = this.#ctx
+    const definition = config.jobs.get(job.name)
+    // One that this config lacks is for another's workers, which know its queue.
+    if (!definition) return
+    await queues.add(queueOf(definition), jobQueueJob(job)).catch((error: unknown) => {
+      log.warn({ err: error, jobId: job.id }, 'recorded, but not queued yet; a worker will')
     })
   }
 }

@@ -16,9 +16,6 @@ import { within } from '../db/within.ts'
  * hold nothing that is not in our tables as well: jobs are removed when they end, and what is unfinished in a table
  * is added again under the same job id, which is a no-op while it is there.
  */
-const queueNames = ['outbox', 'cleanup', 'batch', 'jobs', 'schedules'] as const
-export type QueueName = (typeof queueNames)[number]
-
 export type QueueSettings = {
   /** redis://…; absent: PostgreSQL */
   redis: string | undefined
@@ -27,6 +24,12 @@ export type QueueSettings = {
   installation: string
   lockMs: number
   log: Logger
+}
+
+/** Over all workers; without one no limit. */
+export type QueueLimits = {
+  globalConcurrency?: number | undefined
+  rateLimit?: { max: number; durationMs: number } | undefined
 }
 
 /** How long the queues may take to answer; the tables know what was to be queued. */
@@ -62,7 +65,17 @@ export async function migrateQueues(postgres: string): Promise<void> {
 // The two backends give Queue and Worker different types; this is what both have and we use.
 type AnyQueue = Pick<
   Queue,
-  'add' | 'addBulk' | 'close' | 'upsertJobScheduler' | 'getJobScheduler' | 'removeJobScheduler' | 'obliterate'
+  | 'add'
+  | 'addBulk'
+  | 'close'
+  | 'upsertJobScheduler'
+  | 'getJobScheduler'
+  | 'removeJobScheduler'
+  | 'setGlobalConcurrency'
+  | 'removeGlobalConcurrency'
+  | 'setGlobalRateLimit'
+  | 'removeGlobalRateLimit'
+  | 'obliterate'
 >
 type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs'> & { waitUntilReady(): Promise<unknown> }
 
@@ -73,7 +86,7 @@ function optionsOf({ id, priority }: QueuedJob) {
 
 export class Queues {
   readonly #settings: QueueSettings
-  readonly #queues = new Map<QueueName, AnyQueue>()
+  readonly #queues = new Map<string, AnyQueue>()
   readonly #workers: AnyWorker[] = []
 
   constructor(settings: QueueSettings) {
@@ -81,7 +94,7 @@ export class Queues {
   }
 
   /** Adds a job unless one with its id is queued or running. It leaves no trace when it ends. */
-  async add(queue: QueueName, job: QueuedJob): Promise<void> {
+  async add(queue: string, job: QueuedJob): Promise<void> {
     await within(
       answerMs,
       `adding to the queue ${queue}`,
@@ -89,7 +102,7 @@ export class Queues {
     )
   }
 
-  async addAll(queue: QueueName, jobs: readonly QueuedJob[]): Promise<void> {
+  async addAll(queue: string, jobs: readonly QueuedJob[]): Promise<void> {
     if (jobs.length === 0) return
     const added = this.#queue(queue).addBulk(
       jobs.map((job) => ({ name: job.name, data: job.data, opts: optionsOf(job) })),
@@ -98,7 +111,7 @@ export class Queues {
   }
 
   /** Asserts a schedule; asserting it again changes nothing. */
-  async schedule(queue: QueueName, job: QueuedJob, everyMs: number): Promise<void> {
+  async schedule(queue: string, job: QueuedJob, everyMs: number): Promise<void> {
     const opts = { removeOnComplete: true, removeOnFail: true }
     const scheduled = this.#queue(queue).upsertJobScheduler(
       job.id,
@@ -113,7 +126,7 @@ export class Queues {
    * there stays untouched: BullMQ would take a job that waits already out of the queue, and count from now.
    */
   async scheduleCron(
-    queue: QueueName,
+    queue: string,
     job: QueuedJob,
     { cron, tz }: { cron: string; tz: string },
   ): Promise<boolean> {
@@ -135,7 +148,7 @@ export class Queues {
     return true
   }
 
-  async unschedule(queue: QueueName, id: string): Promise<void> {
+  async unschedule(queue: string, id: string): Promise<void> {
     await within(
       answerMs,
       `removing a schedule from the queue ${queue}`,
@@ -143,8 +156,22 @@ export class Queues {
     )
   }
 
+  /** Sets what holds for all workers of a queue, and takes away what no longer does. */
+  async limit(queue: string, { globalConcurrency, rateLimit }: QueueLimits): Promise<void> {
+    const here = this.#queue(queue)
+    const set = Promise.all([
+      globalConcurrency === undefined
+        ? here.removeGlobalConcurrency()
+        : here.setGlobalConcurrency(globalConcurrency),
+      rateLimit === undefined
+        ? here.removeGlobalRateLimit()
+        : here.setGlobalRateLimit(rateLimit.max, rateLimit.durationMs),
+    ])
+    await within(answerMs, `limiting the queue ${queue}`, set)
+  }
+
   /** Starts to work on a queue. The signal aborts when the job's lock is lost or the worker stops. */
-  async work(queue: QueueName, concurrency: number, process: Processor): Promise<void> {
+  async work(queue: string, concurrency: number, process: Processor): Promise<void> {
     const { lockMs, redis, log } = this.#settings
     const options = {
       concurrency,
@@ -192,12 +219,12 @@ export class Queues {
     await Promise.allSettled(queues.map((queue) => within(answerMs, 'closing a queue', queue.close())))
   }
 
-  /** Removes the queues with all that is in them; the tables know what was unfinished. */
-  async obliterate(): Promise<void> {
-    for (const name of queueNames) await this.#queue(name).obliterate({ force: true })
+  /** Removes queues with all that is in them; the tables know what was unfinished. */
+  async obliterate(names: readonly string[]): Promise<void> {
+    for (const name of names) await this.#queue(name).obliterate({ force: true })
   }
 
-  #queue(name: QueueName): AnyQueue {
+  #queue(name: string): AnyQueue {
     const known = this.#queues.get(name)
     if (known) return known
     const { redis, log } = this.#settings

@@ -1,9 +1,11 @@
 import { listUnfinishedBatchJobs } from '../db/batch-jobs.ts'
+import { InvalidConfigError } from '../db/errors.ts'
 import { sinceLastRun } from '../db/job-runs.ts'
 import { recordSnapshot } from '../db/outbox-snapshots.ts'
 import { cleanStaleTransactions, cleanUpJob } from '../jobs/clean-stale-transactions.ts'
 import { compensate, dueCompensations } from '../jobs/compensate.ts'
 import { expireIdempotencyKeys, expireKeysJob } from '../jobs/expire-idempotency-keys.ts'
+import { builtInQueues, defaultQueue, queueOf } from '../jobs/job-queue.ts'
 import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
 import { type RunProgress, runBatch } from '../jobs/run-batch.ts'
@@ -11,7 +13,11 @@ import type { Context } from './context.ts'
 import { JobService, jobQueueJob } from './job-service.ts'
 import { Loop } from './loop.ts'
 import { OutboxService } from './outbox-service.ts'
+import type { Processor } from './queues.ts'
 import { ScheduleService } from './schedule-service.ts'
+
+/** `queues`: those that this process works on; default all. Recovery, and what asserts the queues, runs in every worker. */
+export type WorkOn = { queues?: readonly string[] | undefined }
 
 const hourMs = 60 * 60 * 1000
 const overdueMs = 2 * hourMs
@@ -27,38 +33,45 @@ export class WorkerService {
   readonly #outbox: OutboxService
   readonly #schedules: ScheduleService
   readonly #jobs: JobService
+  readonly #queues: ReadonlySet<string>
   readonly #running = new Set<string>()
   readonly #loops: Loop[] = []
   readonly #stopping = new AbortController()
   #stopped: Promise<void> | undefined
 
-  constructor(ctx: Context) {
+  constructor(ctx: Context, { queues }: WorkOn = {}) {
     this.#ctx = ctx
+    this.#queues = new Set(queues ?? queuesOf(ctx))
     this.#outbox = new OutboxService(ctx)
     this.#schedules = new ScheduleService(ctx, ({ jobId: id, of: { kind, name } }) =>
       kind === 'batch'
         ? ctx.queues.add('batch', batchQueueJob(id))
-        : ctx.queues.add('jobs', jobQueueJob({ id, name, priority: 0 })),
+        : ctx.queues.add(queueOf(ctx.config.jobs.get(name) ?? {}), jobQueueJob({ id, name, priority: 0 })),
     )
     this.#jobs = new JobService(ctx, this.#stopping.signal)
   }
 
+  /** Throws InvalidConfigError where it is to work on a queue that there is none of. */
   async start(): Promise<void> {
     const { config, queues, log, lease } = this.#ctx
+    this.#checkQueues()
     await lease.hold()
     await this.#outbox.start()
     await this.#schedules.start()
     await this.#recover()
-    await queues.work('outbox', this.#outbox.concurrency, ({ data }, signal) => this.#publish(data, signal))
-    await queues.work('batch', 2, ({ data }, signal, showProgress) =>
+    await this.#work('outbox', this.#outbox.concurrency, ({ data }, signal) => this.#publish(data, signal))
+    await this.#work('batch', 2, ({ data }, signal, showProgress) =>
       this.#runBatch(data, signal, showProgress),
     )
-    await queues.work('cleanup', 1, ({ name }, signal) => this.#cleanUp(name, signal))
-    await queues.work('jobs', 4, ({ name, data }, signal) =>
-      name === 'run-job' ? this.#jobs.run(data, signal) : this.#compensate(data, signal),
-    )
+    await this.#work('cleanup', 1, ({ name }, signal) => this.#cleanUp(name, signal))
+    for (const [queue, limits] of config.queues) {
+      await queues.limit(queue, limits)
+      await this.#work(queue, limits.concurrency, ({ name, data }, signal) =>
+        name === 'run-job' ? this.#jobs.run(data, signal) : this.#compensate(data, signal),
+      )
+    }
     if (this.#schedules.any) {
-      await queues.work('schedules', 4, ({ data }, signal) => this.#tick(data, signal))
+      await this.#work('schedules', 4, ({ data }, signal) => this.#tick(data, signal))
     }
     this.#loops.push(
       new Loop('recovery', config.timing.recoverEveryMs, () => this.#recover(), log),
@@ -69,12 +82,24 @@ export class WorkerService {
     log.info(
       {
         worker: lease.id,
+        queues: [...this.#queues],
         jobs: [...config.jobs.keys()],
         batches: [...config.batches.keys()],
         sinks: this.#outbox.sinks,
       },
       'worker started',
     )
+  }
+
+  #checkQueues(): void {
+    const known = queuesOf(this.#ctx)
+    const unknown = [...this.#queues].filter((name) => !known.includes(name))
+    if (unknown.length > 0)
+      throw new InvalidConfigError([`no queue ${unknown.join(', ')}; there are ${known.join(', ')}`])
+  }
+
+  async #work(queue: string, concurrency: number, process: Processor): Promise<void> {
+    if (this.#queues.has(queue)) await this.#ctx.queues.work(queue, concurrency, process)
   }
 
   /**
@@ -138,7 +163,7 @@ export class WorkerService {
     }
     await this.#jobs.assert()
     for (const { attempt } of await dueCompensations(this.#ctx)) {
-      await queues.add('jobs', { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
+      await queues.add(defaultQueue, { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
     }
     await this.#schedules.assertQueue()
   }
@@ -189,6 +214,10 @@ export class WorkerService {
   #either(signal: AbortSignal): AbortSignal {
     return AbortSignal.any([signal, this.#stopping.signal])
   }
+}
+
+function queuesOf({ config }: Context): string[] {
+  return [...builtInQueues, ...config.queues.keys()]
 }
 
 /** The queue job of a batch job. BullMQ takes no colon in a job id; ours has none. */

@@ -1002,6 +1002,6 @@ describe('the queues on PostgreSQL', () => {
     await queues.add('jobs', { name: 'job', id: 'a', data: { n: '1' } })
     await queues.schedule('jobs', { name: 'tick', id: 'schedule', data: { n: '2' } }, 60_000)
     await vi.waitFor(() => expect(seen.toSorted()).toEqual(['job 1', 'tick 2']), { timeout: 60_000 })
-    await queues.obliterate()
+    await queues.obliterate(['jobs'])
   })
 })

@@ -55,6 +55,23 @@ describe('resolveConfig', () => {
     expect(resolveConfig(config, { HOLDFAST_DATABASE_EU_BILLING_URL: url }).databases['eu-billing']).toBe(url)
   })
 
+  it('has a queue for each that a job names, and one for the others', () => {
+    const mail = defineJob({ name: 'mail', queue: 'mails', stage: () => null })
+    const { queues } = resolveConfig({ jobs: [mail, importOrders], queues: { jobs: { concurrency: 9 } } }, {})
+    expect(Object.fromEntries(queues)).toEqual({ jobs: { concurrency: 9 }, mails: { concurrency: 4 } })
+    expect(problemsOf({ jobs: [mail], queues: { mial: {}, batch: {} } })).toEqual([
+      'queues: no job runs from mial; name it as the `queue` of a job',
+      'queues: a name is one of the queues that are built in, not "batch"',
+    ])
+    expect(problemsOf({ queues: { jobs: { concurrency: 0, rateLimit: { max: 1 } as never } } })).toEqual([
+      expect.stringContaining('config.queues.jobs.concurrency'),
+      expect.stringContaining('config.queues.jobs.rateLimit.durationMs'),
+    ])
+    expect(() => defineJob({ name: 'mail', queue: 'outbox', stage: () => null })).toThrow(
+      'the name of its queue, "outbox", is one of the queues that are built in',
+    )
+  })
+
   it('lists every problem at once', () => {
     const config: HoldfastConfig = {
       databases: { primary: 'mysql://localhost', 'Bad Name': url },

@@ -4,6 +4,7 @@ import postgres from 'postgres'
 import { describe, expect, inject, it, onTestFinished } from 'vitest'
 import { z } from 'zod'
 import { createHoldfast, defineBatch, defineJob, type HoldfastConfig, keyset } from '../../src/index.ts'
+import { builtInQueues } from '../../src/jobs/job-queue.ts'
 import type { Schedule } from '../../src/jobs/schedule-definition.ts'
 import { resolveConfig } from '../../src/workers/config.ts'
 import { type Context, createContext } from '../../src/workers/context.ts'
@@ -55,7 +56,7 @@ async function newBackend(which: 'PostgreSQL' | 'Redis', primary: string): Promi
         lockMs: 1_000,
         log,
       })
-      await queues.obliterate()
+      await queues.obliterate([...builtInQueues, 'jobs'])
       await queues.close()
     },
   }

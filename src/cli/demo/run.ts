@@ -6,6 +6,7 @@ import { startEmbedded } from '../../db/embedded/server.ts'
 import { listPrepared, rollbackPrepared } from '../../db/prepared.ts'
 import { ownerOf, parseGid } from '../../db/transaction-name.ts'
 import { enqueueBatchJob } from '../../jobs/enqueue-batch.ts'
+import { builtInQueues } from '../../jobs/job-queue.ts'
 import { verifyBatch } from '../../jobs/verify-batch.ts'
 import { resolveConfig } from '../../workers/config.ts'
 import { type Context, createContext } from '../../workers/context.ts'
@@ -128,7 +129,7 @@ async function leaveNothing(ctx: Context): Promise<void> {
     for (const { gid } of await listPrepared(participant.sql, ctx.installation))
       await rollbackPrepared(participant, gid)
   }
-  await ctx.queues.obliterate()
+  await ctx.queues.obliterate([...builtInQueues, ...ctx.config.queues.keys()])
   await ctx.close()
 }
 
