@@ -63,6 +63,13 @@ export function startProcess(script, args = []) {
   }
 }
 
+/** In such a process: says how far it is, and goes no further. It waits to be killed, or for the end of its parent. */
+export async function waitToBeKilled(message) {
+  process.once('disconnect', () => process.exit())
+  process.send(message)
+  await new Promise(() => undefined)
+}
+
 /** Keeps an opened Holdfast working until this process is to stop; a parent that is gone counts as well. */
 export async function workUntilStopped(hf) {
   const stop = () => hf.close().finally(() => process.exit())

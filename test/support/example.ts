@@ -12,12 +12,17 @@ export const exampleLimitMs = 400_000
 
 type Example = { code: number | null; stdout: string; last: Record<string, unknown> }
 
-/** Runs an example as a user does, on an embedded server of its own; `last` is the last line of its output. */
-export async function runExample(script: string): Promise<Example> {
+/**
+ * Runs an example as a user does, on an embedded server of its own; `last` is the last line of its output. `env` goes before
+ * what this process has in its environment.
+ */
+export async function runExample(script: string, env: Record<string, string> = {}): Promise<Example> {
   const inherited = Object.entries(process.env).filter(
     ([name]) => !/^(DATABASE_URL|REDIS_URL|HOLDFAST_.*)$/.test(name),
   )
-  const child = spawn(process.execPath, [join(folder, script)], { env: Object.fromEntries(inherited) })
+  const child = spawn(process.execPath, [join(folder, script)], {
+    env: { ...Object.fromEntries(inherited), ...env },
+  })
   // The processes that it starts end with it: they hear that it is gone.
   onTestFinished(() => {
     child.kill('SIGKILL')
