@@ -1,4 +1,3 @@
-import { pino } from 'pino'
 import {
   CommittedError,
   NameInUseError,
@@ -53,6 +52,7 @@ export async function rollback(
 /** What recovery does at the deadline, by the product's own verdict; also another try at a compensation that is due. */
 export async function expire(fake: FakeContext, name: string): Promise<void> {
   const row = fake.transactions.get(name)
+  if (await isHandedOn(fake, row)) return
   row.deadline = new Date(Math.min(Date.now() - 1, row.deadline.getTime()))
   fake.runs.get(row.attempt)?.limit.abort(new Error('the deadline is near'))
   const gid = row.status === 'pending' ? 'listed' : 'absent'
@@ -60,6 +60,12 @@ export async function expire(fake: FakeContext, name: string): Promise<void> {
   const verdict = judge({ status: row.status, running: row.owner !== null, pastDeadline: true, participants })
   if (verdict.act === 'abort') await abort(fake, row, verdict.cause, verdict.reason, 'clean-up')
   else await compensate(fake, row)
+}
+
+/** A job whose run died goes on with what is pending; nobody is in it now, so nobody is late. */
+async function isHandedOn(fake: FakeContext, { status, owner, operation, name }: FakeTransaction) {
+  if (status !== 'pending' || owner !== null) return false
+  return (await fake.operations.get(operation ?? '')?.resumes?.(name)) === true
 }
 
 /** Commits what is pending and not decided. */
@@ -81,8 +87,6 @@ export async function abort(
   await compensate(fake, row)
 }
 
-const log = pino({ level: 'silent' })
-
 /**
  * Runs the compensation that is due, unless a run is still at its effects: it comes back here. One that fails, or that
  * nobody knows since a crash, stays due.
@@ -93,6 +97,7 @@ export async function compensate(fake: FakeContext, row: FakeTransaction): Promi
   const { name, attempt, staged, metadata, reason } = row
   const idempotencyKey = `${attempt}:compensate`
   const { signal } = new AbortController()
+  const { log } = fake
   try {
     await operation.compensate({ name, attempt, staged, metadata, reason, idempotencyKey, signal, log })
     row.compensation = 'done'
