@@ -5,6 +5,7 @@ import {
   RolledBackError,
   VotesOutstandingError,
 } from '../db/errors.ts'
+import { maxCompensationFailures, whyGivenUp } from '../jobs/compensate.ts'
 import type { Progress } from '../jobs/finish.ts'
 import { type AbortCause, judge } from '../jobs/verdict.ts'
 import type { FakeContext } from './fake-context.ts'
@@ -89,7 +90,7 @@ export async function abort(
 
 /**
  * Runs the compensation that is due, unless a run is still at its effects: it comes back here. One that fails, or that
- * nobody knows since a crash, stays due.
+ * nobody knows since a crash, stays due; after so many failures it is given up.
  */
 export async function compensate(fake: FakeContext, row: FakeTransaction): Promise<void> {
   const operation = fake.operations.get(row.operation ?? '')
@@ -106,6 +107,11 @@ export async function compensate(fake: FakeContext, row: FakeTransaction): Promi
   } catch (error) {
     row.compensationError = error
     row.history.push('compensation_failed')
+    const failures = row.history.filter((event) => event === 'compensation_failed').length
+    if (failures < maxCompensationFailures) return
+    row.compensation = 'failed'
+    row.quarantine = whyGivenUp(failures, error)
+    row.history.push('requires_manual_intervention')
   }
 }
 

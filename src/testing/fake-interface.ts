@@ -92,7 +92,8 @@ export interface FakeHoldfast<
   expire(name: string): Promise<void>
   /**
    * The process that is at the effects of this name dies: its runDistributed rejects, nothing is decided, and the next
-   * runDistributed of the name (of `job:<id>` the next runJob) goes on with what was staged. Throws HOLDFAST_INVALID_CONFIG when none is at them.
+   * runDistributed of the name goes on with what was staged; of `job:<id>`, runJob. Throws HOLDFAST_INVALID_CONFIG when none
+   * is at them.
    */
   crash(name: string): void
   /** The time to live of an idempotent call's response passes. Throws HOLDFAST_INVALID_CONFIG when there is none. */

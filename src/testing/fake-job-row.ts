@@ -28,6 +28,14 @@ export type FakeJobRow = {
   revoke: AbortController | undefined
   /** for a delay or a pause to be over, which here comes with the test's call */
   waits: boolean
+  /** the order of `runAt`, also within a millisecond */
+  turn: number
+}
+
+let turns = 0
+
+export function nextTurn(): number {
+  return ++turns
 }
 
 /** Its run has died. */
@@ -71,5 +79,6 @@ export function newRow(values: readonly unknown[], unit: FakeUnit | undefined): 
     run: 0,
     revoke: undefined,
     waits: Number(delayMs) > 0,
+    turn: nextTurn(),
   }
 }

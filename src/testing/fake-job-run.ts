@@ -139,7 +139,7 @@ class FakeJobRun {
   async #settleCompensations(): Promise<void> {
     const attempts = this.#fake.transactions.all.filter(({ name }) => name === this.#name)
     for (const row of attempts) await compensate(this.#fake, row)
-    const left = attempts.find(({ compensation }) => compensation === 'due')
+    const left = attempts.find(({ compensation }) => compensation === 'due' || compensation === 'failed')
     if (left) throw compensationOutstanding(this.#name, left)
   }
 

@@ -4,7 +4,7 @@ import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { sqlstateOf } from '../db/sqlstate.ts'
 import { hasEnded } from '../jobs/job-control.ts'
-import type { FakeJobRow } from './fake-job-row.ts'
+import { type FakeJobRow, nextTurn } from './fake-job-row.ts'
 
 /** What can happen to a job, each as one statement does it in the real table. */
 
@@ -96,6 +96,7 @@ export function requeue(row: FakeJobRow): JobStatus | undefined {
 function move(row: FakeJobRow, status: JobStatus, fields: Partial<Job> = {}): JobStatus {
   const hadEnded = hasEnded(row.job)
   Object.assign(row.job, { status }, fields)
+  if (fields.runAt !== undefined) row.turn = nextTurn()
   if (hasEnded(row.job)) {
     if (fields.finishedAt === undefined) row.job.finishedAt = new Date()
     row.ended.resolve()

@@ -80,12 +80,13 @@ export class FakeJobs {
       .map(viewOf)
   }
 
-  /** What a worker would take up now: what nobody lives for any more, then what is due, by priority. */
+  /** What a worker would take up now: what nobody lives for any more, then what is due, by priority and time. */
   due(): FakeJobRow[] {
     const rows = this.#visible().filter(({ job }) => this.definitions.has(job.name))
     const queued = rows.filter(({ job, waits }) => job.status === 'queued' && !waits)
-    const first = (one: FakeJobRow, other: FakeJobRow) => one.job.priority - other.job.priority
-    return [...rows.filter(isAbandoned), ...queued.toSorted(first)]
+    const order = ({ job: one, turn }: FakeJobRow, { job: other, turn: otherTurn }: FakeJobRow) =>
+      one.priority - other.priority || turn - otherTurn
+    return [...rows.filter(isAbandoned), ...queued.toSorted(order)]
   }
 
   /** The open job of this name and deduplication id, other than `but`. */

@@ -12,7 +12,10 @@ type Spec = RunSpec<unknown, unknown>
 
 const defaultDeadlineMs = 10 * 60 * 1000
 
-/** Stage, effects, commit; `beforeStaging` may throw, and nothing is staged then. A name that is committed answers with what was stored; one whose run has crashed goes on. */
+/**
+ * Stage, effects, commit. A name that is committed answers with what was stored; one whose run has crashed goes on.
+ * `beforeStaging` may throw; nothing is staged then.
+ */
 export async function runDistributed(
   fake: FakeContext,
   name: string,

@@ -10,7 +10,7 @@ export type FakeTransaction = DistributedTransaction & {
   votes: Record<string, { vote: 'ready' | 'abort' | null; reason: string | null }>
   /** whether a rollback is to be compensated once it was pending */
   compensates: boolean
-  /** what the last try of the compensation threw; it is still due then */
+  /** what the last try of the compensation threw; it is still due then, or after ten of them `failed` */
   compensationError: unknown
   /** its audit trail: every status that it had, votes, takeovers and compensations, in order */
   history: string[]

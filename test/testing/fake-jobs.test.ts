@@ -118,9 +118,9 @@ describe('runJobs', () => {
     expect(order).toEqual(['one first', 'two second', 'asks', 'two low'])
     expect(ran.map(({ status }) => status)).toEqual(['completed', 'completed', 'queued', 'completed'])
     await fake.commitDistributed('open')
-    expect((await fake.runJobs()).map(({ name }) => name)).toEqual(['asks', 'one'])
+    expect((await fake.runJobs()).map(({ name }) => name)).toEqual(['one', 'asks'])
     await fake.runJob(late.jobId)
-    expect(order.slice(4)).toEqual(['asks', 'one open', 'one late'])
+    expect(order.slice(4)).toEqual(['one open', 'asks', 'one late'])
   })
 
   it('leaves what its jobs enqueue, and the pause after a failure, to the next call', async () => {

@@ -201,6 +201,27 @@ const stories: Record<string, Story> = {
       await see({ refunds, staged })
     }
   },
+  async 'a compensation that is given up'(open, see) {
+    let works = false
+    const place = defineJob({
+      name: 'place',
+      retry: long,
+      stage: () => 1,
+      effects() {
+        if (!works) throw new Error('card refused')
+      },
+      compensate: () => Promise.reject(new Error('refund service down')),
+    })
+    const hf = await open(place)
+    const { jobId } = await hf.enqueue('place', null)
+    for (let run = 0; run < 9; run++) await hf.run(jobId)
+    for (let run = 0; run < 3; run++) await see(hf.run(jobId))
+    await see(hf.listDistributed())
+    await see(hf.outcome(`job:${jobId}`))
+    works = true
+    await see(hf.jobs.retry(jobId))
+    await see(hf.run(jobId))
+  },
   async 'what is cancelled'(open, see) {
     let meddle: (jobId: string) => unknown = () => undefined
     const place = defineJob({
