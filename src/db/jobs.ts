@@ -50,8 +50,8 @@ const columns = `id, name, input, status, priority, run_at as "runAt", attempts,
   created_at as "createdAt", started_at as "startedAt", finished_at as "finishedAt"`
 
 /** The most failures that a row keeps, and the most characters of each message. */
-const keptErrors = 20
-const maxMessage = 1_000
+export const keptErrors = 20
+export const maxMessage = 1_000
 
 const prefix = 'job:'
 

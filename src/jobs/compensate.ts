@@ -18,7 +18,8 @@ import { traced } from './tracing.ts'
  * Whoever compensates owns the attempt for as long as its lease lives. A second one that takes over then may overlap
  * with a first that is cut off but still runs: that is what the key is for.
  */
-const maxFailures = 10
+/** After so many failures an operator has to look. */
+export const maxCompensationFailures = 10
 const firstWaitMs = 1_000
 const maxWaitMs = 10 * 60 * 1000
 const limitMs = 60_000
@@ -70,15 +71,20 @@ export async function compensate(
     return 'done'
   } catch (error) {
     const failures = row.failures + 1
-    const giveUp = failures >= maxFailures
+    const giveUp = failures >= maxCompensationFailures
     const waitMs = Math.min(maxWaitMs, firstWaitMs * 2 ** row.failures)
     await failCompensation(primary, attempt, ctx.lease.id, error, giveUp ? 'give-up' : { waitMs })
     await audit('compensation_failed', { error: messageOf(error), failures })
     ctx.log.warn({ err: error, name: row.name, attempt, failures }, 'compensation failed')
     if (!giveUp) return 'failed'
-    await setAside(ctx, attempt, `its compensation failed ${failures} times, last: ${messageOf(error)}`)
+    await setAside(ctx, attempt, whyGivenUp(failures, error))
     return 'given-up'
   }
+}
+
+/** What an operator is told of a compensation that is not tried again. */
+export function whyGivenUp(failures: number, error: unknown): string {
+  return `its compensation failed ${failures} times, last: ${messageOf(error)}`
 }
 
 /** Those whose operation this process knows; the others are another's. */

@@ -30,9 +30,30 @@ export async function enqueueJob(
   input: unknown,
   options: EnqueueOptions = {},
 ): Promise<Enqueued> {
+  return insert(ctx.databases.primary.sql, await checkedJob(definition, input, options), options)
+}
+
+/** The row of a job whose input fits. Throws InvalidConfigError and InvalidPayloadError. */
+export async function checkedJob(
+  definition: JobDefinition,
+  input: unknown,
+  options: EnqueueOptions,
+): Promise<NewJob> {
   const job = newJob(definition.name, input, options)
   await parseInput(definition, JSON.parse(job.input) as Json)
-  return insert(ctx.databases.primary.sql, job, options)
+  return job
+}
+
+/** The config's own definition of a job, or of its name. Throws InvalidConfigError where it has none. */
+export function definitionOf(
+  definitions: ReadonlyMap<string, JobDefinition>,
+  job: string | { readonly name: string },
+): JobDefinition {
+  const name = typeof job === 'string' ? job : job.name
+  const definition = definitions.get(name)
+  if (definition) return definition
+  const known = [...definitions.keys()].join(', ') || 'none'
+  throw new InvalidConfigError([`no job named ${JSON.stringify(name)} is configured; known: ${known}`])
 }
 
 /** The same by whoever knows the name alone: each run parses the input. */

@@ -1,33 +1,42 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import {
-  EscapedWorkError,
-  FencedError,
-  IdempotencyInFlightError,
-  IdempotencyMismatchError,
-  InvalidConfigError,
-  NotPreparedError,
-  ResponseTooLargeError,
-  UnknownOutcomeError,
-} from '../db/errors.ts'
+import { EscapedWorkError, FencedError, UnknownOutcomeError } from '../db/errors.ts'
 import {
   type Claim,
   type ClaimAnswer,
-  checkKeyPart,
   claimKey,
   claimSetting,
   completeKey,
   type Ended,
-  hashFingerprint,
   type KeyId,
   releaseClaim,
 } from '../db/idempotency-keys.ts'
-import { encodeJson, type Json } from '../db/json.ts'
+import type { Json } from '../db/json.ts'
 import { confirmReplicated } from '../db/replication.ts'
 import { isConnectionLoss, isContention, SQLSTATE, sqlstateOf } from '../db/sqlstate.ts'
 import { reached } from '../db/steps.ts'
-import type { Tx } from '../db/tx.ts'
 import { ClaimLease } from './claim-lease.ts'
 import type { JobContext } from './context.ts'
+import {
+  type Call,
+  checkCall,
+  encodeResponse,
+  type IdempotentOptions,
+  type IdempotentResult,
+  type IdempotentWork,
+  inFlight,
+  mismatch,
+  named,
+  wentOn,
+} from './idempotent-call.ts'
+
+export type { IdempotentOptions, IdempotentResult, IdempotentWork }
+
+/** How long a row that somebody is changing is asked for again: for the length of a commit. */
+const busyMs = 1_000
+/** How long a lost COMMIT is asked for. */
+const settleMs = 5_000
+const firstPauseMs = 10
+const longestPauseMs = 500
 
 /**
  * Work that is done once for each idempotency key, in two commits:
@@ -70,40 +79,6 @@ import type { JobContext } from './context.ts'
  * 5 and a release that did not get through, and nobody could tell such a claim from one at work. Its own lease ends them
  * all by itself, and costs nothing where the work is shorter than a third of it.
  */
-export type IdempotentOptions = {
-  /** whose keys these are: a tenant and an operation, say. The same key in another scope is another key */
-  readonly scope: string
-  /** the caller's key for this one call; scope and key are texts of 1 to 255 characters */
-  readonly key: string
-  /** what the call is about: any JSON value. A hash of it is kept; another one under the same key is refused */
-  readonly fingerprint?: Json
-  /** how long the response is kept, to a hundredth, after the work has committed; milliseconds, default 24 hours */
-  readonly ttlMs?: number
-  /** how long to wait for a call that is under way elsewhere; milliseconds, default 0 */
-  readonly wait?: number
-  /** how long a claim lasts without renewal, milliseconds; default `timing.leaseMs` of the config */
-  readonly leaseMs?: number
-  /** how large the response may be as JSON text; bytes of UTF-8, default 1 MiB */
-  readonly maxResponseBytes?: number
-}
-
-/** `signal` aborts when the claim is lost: whatever the work still does will not be committed. */
-export type IdempotentWork<T extends Json> = (tx: Tx, context: { signal: AbortSignal }) => Promise<T> | T
-
-/** `replayed`: the work was done by an earlier call. The response has gone through JSON either way. */
-export type IdempotentResult<T extends Json> = { response: T; replayed: boolean }
-
-const dayMs = 24 * 60 * 60 * 1000
-const longestMs = 366 * dayMs
-/** How long a row that somebody is changing is asked for again: for the length of a commit. */
-const busyMs = 1_000
-/** How long a lost COMMIT is asked for. */
-const settleMs = 5_000
-const firstPauseMs = 10
-const longestPauseMs = 500
-
-type Call = Required<Omit<IdempotentOptions, 'fingerprint'>> & { fingerprint: Buffer }
-
 export async function idempotent<T extends Json>(
   ctx: JobContext,
   options: IdempotentOptions,
@@ -124,16 +99,14 @@ export async function idempotent<T extends Json>(
         return { response: answer.response as T, replayed: true }
       case 'mismatch':
         ctx.telemetry.idempotentCall('mismatch')
-        throw new IdempotencyMismatchError(
-          `${named(call)} was used for a call with another fingerprint; a new call needs a new key`,
-        )
+        throw mismatch(call)
       default:
     }
     const patienceMs = answer.state === 'busy' ? Math.max(call.wait, busyMs) : call.wait
     const leftMs = started + patienceMs - performance.now()
     if (leftMs <= 0) {
       ctx.telemetry.idempotentCall('in_flight')
-      throw inFlight(call, answer)
+      throw inFlight(call, answer.state === 'in_flight' ? answer : { runningMs: busyMs, leaseMs: busyMs })
     }
     // Those who wait for the same key do not all ask at the same moment.
     await sleep(Math.min(leftMs, pauseMs * (0.5 + Math.random() / 2)))
@@ -148,17 +121,6 @@ async function ask({ databases }: JobContext, call: Call): Promise<ClaimAnswer> 
     if (isContention(error)) return { state: 'busy' }
     throw error
   }
-}
-
-/** As long again as it has run, but not longer than its lease could keep it. */
-function inFlight(call: Call, answer: ClaimAnswer): IdempotencyInFlightError {
-  const { runningMs, leaseMs } =
-    answer.state === 'in_flight' ? answer : { runningMs: busyMs, leaseMs: busyMs }
-  const retryAfterMs = Math.ceil(Math.max(100, Math.min(runningMs, leaseMs)))
-  return new IdempotencyInFlightError(
-    `${named(call)}: the call is under way elsewhere; try again in ${retryAfterMs} ms, or pass \`wait\``,
-    { retryAfterMs },
-  )
 }
 
 async function run<T extends Json>(
@@ -250,10 +212,7 @@ function explain(claim: Claim, error: unknown): unknown {
         { cause: error },
       )
     case SQLSTATE.inFailedTransaction:
-      return new NotPreparedError(
-        `the work of ${named(claim)} went on after one of its statements had failed, so there is nothing to commit; let the error through, or wrap the statement in tx.savepoint`,
-        { cause: error },
-      )
+      return wentOn(claim, error)
     default:
       return error
   }
@@ -264,35 +223,4 @@ function fenced(id: KeyId, cause: unknown): FencedError {
     `${named(id)}: the claim was lost while the work ran, and nothing of it was committed; call again with the same key for the outcome`,
     { cause },
   )
-}
-
-function encodeResponse(response: Json, { maxResponseBytes, ...call }: Call): string {
-  const text = encodeJson(response, 'response')
-  const bytes = Buffer.byteLength(text)
-  if (bytes <= maxResponseBytes) return text
-  throw new ResponseTooLargeError(
-    `${named(call)}: the response has ${bytes} bytes as JSON, ${maxResponseBytes} may be stored; return less (an id, a link), or raise maxResponseBytes`,
-  )
-}
-
-/** Keys are the caller's own, and may be personal: only the scope is named. */
-function named({ scope }: Pick<KeyId, 'scope'>): string {
-  return `the idempotency key in the scope ${JSON.stringify(scope)}`
-}
-
-function checkCall(options: IdempotentOptions): Call {
-  const { scope, key, fingerprint = null, ttlMs = dayMs, wait = 0, leaseMs = 15_000 } = options
-  const { maxResponseBytes = 1024 * 1024 } = options
-  checkKeyPart(scope, 'scope')
-  checkKeyPart(key, 'key')
-  const problems = Object.entries({ ttlMs, leaseMs, maxResponseBytes })
-    .filter(([, value]) => !(value > 0 && value <= longestMs))
-    .map(
-      ([name]) =>
-        `${name} of an idempotent call is not a positive number, a year of milliseconds at the most`,
-    )
-  if (!(wait >= 0 && wait <= longestMs))
-    problems.push('wait of an idempotent call is not a number of milliseconds')
-  if (problems.length > 0) throw new InvalidConfigError(problems)
-  return { scope, key, fingerprint: hashFingerprint(fingerprint), ttlMs, wait, leaseMs, maxResponseBytes }
 }

@@ -39,7 +39,7 @@ export async function endTransactionOf(ctx: JobContext, jobId: string, reason: s
 export async function cancelJob(ctx: JobContext, jobId: string): Promise<JobStatus> {
   const { sql } = ctx.databases.primary
   const status = await cancelJobRow(sql, jobId)
-  if (status === undefined) throw await refusal(ctx, jobId, 'cancelled')
+  if (status === undefined) throw refusal(await findJob(sql, jobId), jobId, 'cancelled')
   ctx.log.info({ jobId, status }, 'job cancelled by hand')
   if (status !== 'cancelling') return status
   await endTransactionOf(ctx, jobId, 'the job was cancelled')
@@ -55,19 +55,25 @@ export async function retryJob(ctx: JobContext, jobId: string): Promise<JobStatu
     if (status !== undefined) return status
   } catch (error) {
     if (sqlstateOf(error) !== SQLSTATE.uniqueViolation) throw error
-    throw new WrongJobStateError(
-      `another job with the deduplication key of ${jobId} is open; it runs instead`,
-      {
-        cause: error,
-      },
-    )
+    throw anotherIsOpen(jobId, { cause: error })
   }
-  throw await refusal(ctx, jobId, 'retried')
+  throw refusal(await findJob(sql, jobId), jobId, 'retried')
 }
 
-async function refusal(ctx: JobContext, jobId: string, verb: string): Promise<Error> {
-  const job = await findJob(ctx.databases.primary.sql, jobId)
+export function anotherIsOpen(jobId: string, options?: ErrorOptions): WrongJobStateError {
+  return new WrongJobStateError(
+    `another job with the deduplication key of ${jobId} is open; it runs instead`,
+    options,
+  )
+}
+
+/** Why a job cannot be cancelled or retried: its status, or that there is none. */
+export function refusal(job: Job | undefined, jobId: string, verb: 'cancelled' | 'retried'): Error {
   return job ? new WrongJobStateError(`${jobId} is ${job.status} and cannot be ${verb}`) : unknownJob(jobId)
+}
+
+export function hasEnded({ status }: Pick<Job, 'status'>): boolean {
+  return status === 'completed' || status === 'failed' || status === 'cancelled'
 }
 
 export type JobWaitOptions = { pollMs?: number; signal?: AbortSignal }
@@ -81,7 +87,7 @@ export async function waitForJob(
   for (;;) {
     const job = await findJob(ctx.databases.primary.sql, jobId)
     if (!job) throw unknownJob(jobId)
-    if (['completed', 'failed', 'cancelled'].includes(job.status) || signal.aborted) return job
+    if (hasEnded(job) || signal.aborted) return job
     await pause(pollMs, signal)
   }
 }

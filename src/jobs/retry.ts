@@ -41,7 +41,15 @@ export type Verdict =
   | { kind: 'later'; ms: number }
   | { kind: 'elsewhere' | 'passing' | 'permanent' | 'failed' }
 
+/** Its run ended so often without an end of its own that it is taken for the job's fault. */
+export class DiedTooOften extends Error {
+  constructor(times: number) {
+    super(`its worker died ${times} times in a row while it ran`)
+  }
+}
+
 const permanentErrors = [
+  DiedTooOften,
   InvalidConfigError,
   InvalidNameError,
   InvalidPayloadError,
@@ -73,13 +81,41 @@ export function classify(error: unknown): Verdict {
 
 const defaults = { attempts: 5, backoffMs: 1_000, maxBackoffMs: 300_000 } satisfies Required<RetryOptions>
 
-export function attemptsOf(retry: RetryOptions | undefined): number {
+function attemptsOf(retry: RetryOptions | undefined): number {
   return retry?.attempts ?? defaults.attempts
 }
 
 /** The pause after so many failures in a row: doubled each time, and with jitter, so that what failed together comes apart. */
-export function backoff(retry: RetryOptions | undefined, failures: number, random = Math.random()): number {
+function backoff(retry: RetryOptions | undefined, failures: number, random = Math.random()): number {
   const { backoffMs, maxBackoffMs } = { ...defaults, ...retry }
   const whole = Math.min(maxBackoffMs, backoffMs * 2 ** Math.max(0, Math.min(failures - 1, 40)))
   return whole * (0.5 + random / 2)
+}
+
+/** How often in a row a job may end for reasons that are not its own before it counts; a run that died included. */
+export const maxDeferrals = 20
+/** The pause where another run goes on, or a decided commit is not finished everywhere. */
+export const lookAgainMs = 1_000
+
+/**
+ * - `defer`: it is run again and no attempt is charged; `counts`: as one of so many in a row.
+ * - `fail`: an attempt is charged, and another one follows or none.
+ */
+export type FollowUp =
+  | { step: 'defer'; waitMs: number; counts: boolean }
+  | { step: 'fail'; next: { waitMs: number } | 'give-up' }
+
+/** What follows a run that ended with an error. `failed`: the attempts that had failed before it. */
+export function followUp(
+  verdict: Verdict,
+  retry: RetryOptions | undefined,
+  { deferrals, failed }: { deferrals: number; failed: number },
+): FollowUp {
+  if (verdict.kind === 'later') return { step: 'defer', waitMs: verdict.ms, counts: false }
+  if (verdict.kind === 'elsewhere') return { step: 'defer', waitMs: lookAgainMs, counts: false }
+  if (verdict.kind === 'passing' && deferrals < maxDeferrals)
+    return { step: 'defer', waitMs: backoff(retry, deferrals + 1), counts: true }
+  const failures = failed + 1
+  const giveUp = verdict.kind === 'permanent' || failures >= attemptsOf(retry)
+  return { step: 'fail', next: giveUp ? 'give-up' : { waitMs: backoff(retry, failures) } }
 }

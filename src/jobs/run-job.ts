@@ -1,7 +1,7 @@
 import type { Logger } from 'pino'
 import { listUnsettledCompensations } from '../db/compensations.ts'
 import { findByName } from '../db/distributed-transactions.ts'
-import { CompensationOutstandingError, FencedError, InvalidConfigError } from '../db/errors.ts'
+import { FencedError, InvalidConfigError } from '../db/errors.ts'
 import {
   type ClaimedJob,
   claimJob,
@@ -10,7 +10,6 @@ import {
   failJob,
   findJob,
   isResumed,
-  jobOfTransaction,
   type Run,
   readRun,
   settleCancelled,
@@ -28,7 +27,16 @@ import { commitDistributed } from './coordinator.ts'
 import { parseInput } from './enqueue-job.ts'
 import { endTransactionOf } from './job-control.ts'
 import type { JobDefinition } from './job-definition.ts'
-import { attemptsOf, backoff, classify, classifyEffects, type Verdict } from './retry.ts'
+import { compensationOutstanding, jobOperation, operationOfJob } from './job-operation.ts'
+import {
+  classify,
+  classifyEffects,
+  DiedTooOften,
+  followUp,
+  lookAgainMs,
+  maxDeferrals,
+  type Verdict,
+} from './retry.ts'
 import { type RunResult, runDistributed } from './run-distributed.ts'
 import type { RunningJobs } from './running-jobs.ts'
 import { stagedTogether, stageTogether } from './stage-together.ts'
@@ -70,39 +78,11 @@ export type JobRunner = {
   running: RunningJobs
 }
 
-/** How often in a row a job may end for reasons that are not its own before it counts; a run that died included. */
-const maxDeferrals = 20
-/** The pause where another run goes on, or a decided commit is not finished everywhere. */
-const lookAgainMs = 1_000
-
-const operationOf = (name: string) => `job:${name}`
-
 /** What a crash must be able to find again about the jobs of a definition. */
 export function registerJob(ctx: JobContext, definition: JobDefinition): void {
   const { sql } = ctx.databases.primary
-  ctx.operations.set(operationOf(definition.name), {
-    resumes: (name) => isResumed(sql, name),
-    ...(definition.compensate
-      ? {
-          compensate: async ({ name, attempt, staged, reason, idempotencyKey, signal, log }) => {
-            const jobId = jobOfTransaction(name)
-            const job = await findJob(sql, jobId)
-            if (!job)
-              throw new InvalidConfigError([`job ${jobId} is gone, and with it the input to compensate by`])
-            await definition.compensate?.({
-              input: await parseInput(definition, job.input),
-              staged: stagedTogether(staged),
-              jobId,
-              idempotencyKey,
-              effectsKey: attempt,
-              reason,
-              signal,
-              log,
-            })
-          },
-        }
-      : {}),
-  })
+  const rows = { find: (id: string) => findJob(sql, id), isResumed: (name: string) => isResumed(sql, name) }
+  ctx.operations.set(operationOfJob(definition.name), jobOperation(definition, rows))
 }
 
 /** `signal` aborts when the queue has lost the job or the worker stops: what the effects then throw charges no attempt. */
@@ -184,7 +164,7 @@ class JobRun {
       this.#ctx,
       this.#name,
       {
-        operation: operationOf(this.#definition.name),
+        operation: operationOfJob(this.#definition.name),
         correlationId: this.#job.correlationId,
         signal: this.#signal,
         ...(timeoutMs === undefined ? {} : { deadlineMs: timeoutMs }),
@@ -242,11 +222,7 @@ class JobRun {
     }
     const [left] = await listUnsettledCompensations(sql, this.#name)
     if (!left) return
-    const givenUp = left.compensation === 'failed'
-    throw new CompensationOutstandingError(
-      `${this.#name} is not staged again: what attempt ${left.attempt} did outside is not undone${givenUp ? ', and its compensation failed for good; undo it by hand, then retry the job' : ' yet'}`,
-      { givenUp },
-    )
+    throw compensationOutstanding(this.#name, left)
   }
 
   /** The run has ended with an error; the transaction says what that means. */
@@ -262,33 +238,25 @@ class JobRun {
     const now = await readRun(sql, this.#run)
     if (!now) return 'not-ours'
     if (now.status === 'cancelling') return this.#cancel()
-    const verdict = this.#judge(error)
-    if (verdict.kind === 'later') return this.#defer(verdict.ms, false)
-    if (verdict.kind === 'elsewhere') return this.#defer(lookAgainMs, false)
-    const { retry } = this.#definition
-    if (verdict.kind === 'passing' && this.#job.deferrals < maxDeferrals) {
-      const waitMs = this.#handedBack.aborted ? 0 : backoff(retry, this.#job.deferrals + 1)
-      this.#log.warn({ err: error, waitMs: Math.round(waitMs) }, 'job deferred; this is not its own failure')
-      return this.#defer(waitMs, true)
-    }
-    return this.#fail(error, verdict)
+    const follow = followUp(this.#judge(error), this.#definition.retry, this.#job)
+    if (follow.step === 'fail') return this.#fail(error, follow.next)
+    if (!follow.counts) return this.#defer(follow.waitMs, false)
+    const waitMs = this.#handedBack.aborted ? 0 : follow.waitMs
+    this.#log.warn({ err: error, waitMs: Math.round(waitMs) }, 'job deferred; this is not its own failure')
+    return this.#defer(waitMs, true)
   }
 
   #judge(error: unknown): Verdict {
     // Whoever stopped it is not the job.
     if (this.#handedBack.aborted) return { kind: 'passing' }
-    if (error instanceof DiedTooOften) return { kind: 'permanent' }
     return this.#effectsFailed?.error === error ? classifyEffects(error) : classify(error)
   }
 
-  async #fail(error: unknown, { kind }: Verdict): Promise<JobOutcome> {
-    const { retry } = this.#definition
-    const failures = this.#job.failed + 1
-    const giveUp = kind === 'permanent' || failures >= attemptsOf(retry)
+  async #fail(error: unknown, next: { waitMs: number } | 'give-up'): Promise<JobOutcome> {
     // First the decision, then the row: what has failed for good never commits.
-    if (giveUp && !(await endTransactionOf(this.#ctx, this.#job.id, `the job failed: ${messageOf(error)}`)))
+    const reason = `the job failed: ${messageOf(error)}`
+    if (next === 'give-up' && !(await endTransactionOf(this.#ctx, this.#job.id, reason)))
       return this.#defer(lookAgainMs, false)
-    const next = giveUp ? 'give-up' : { waitMs: backoff(retry, failures) }
     const recorded = { message: messageOf(error), sqlstate: sqlstateOf(error) }
     const status = await failJob(this.#ctx.databases.primary.sql, this.#run, recorded, next)
     this.#log.warn({ err: error, attempt: this.#job.attempts + 1, status }, 'an attempt of the job failed')
@@ -313,11 +281,5 @@ class JobRun {
     if (!(await settleCancelled(sql, this.#job.id, this.#run))) return this.#defer(lookAgainMs, false)
     this.#log.info('job cancelled')
     return 'cancelled'
-  }
-}
-
-class DiedTooOften extends Error {
-  constructor(times: number) {
-    super(`its worker died ${times} times in a row while it ran`)
   }
 }

@@ -11,7 +11,8 @@ import { checkOptions, checkParticipant } from './fake-checks.ts'
 import type { FakeContext } from './fake-context.ts'
 import { abort } from './fake-ending.ts'
 import { type FakeSession, openSession } from './fake-session.ts'
-import { type FakeTransaction, isAborted, move } from './fake-transactions.ts'
+import { type FakeTransaction, move } from './fake-transactions.ts'
+import { isAborted } from './fake-unit.ts'
 import { decideByVotes } from './fake-votes.ts'
 
 const dayMs = 24 * 60 * 60 * 1000

@@ -1,4 +1,3 @@
-import { pino } from 'pino'
 import {
   CommittedError,
   NameInUseError,
@@ -6,6 +5,7 @@ import {
   RolledBackError,
   VotesOutstandingError,
 } from '../db/errors.ts'
+import { maxCompensationFailures, whyGivenUp } from '../jobs/compensate.ts'
 import type { Progress } from '../jobs/finish.ts'
 import { type AbortCause, judge } from '../jobs/verdict.ts'
 import type { FakeContext } from './fake-context.ts'
@@ -53,6 +53,7 @@ export async function rollback(
 /** What recovery does at the deadline, by the product's own verdict; also another try at a compensation that is due. */
 export async function expire(fake: FakeContext, name: string): Promise<void> {
   const row = fake.transactions.get(name)
+  if (await isHandedOn(fake, row)) return
   row.deadline = new Date(Math.min(Date.now() - 1, row.deadline.getTime()))
   fake.runs.get(row.attempt)?.limit.abort(new Error('the deadline is near'))
   const gid = row.status === 'pending' ? 'listed' : 'absent'
@@ -60,6 +61,12 @@ export async function expire(fake: FakeContext, name: string): Promise<void> {
   const verdict = judge({ status: row.status, running: row.owner !== null, pastDeadline: true, participants })
   if (verdict.act === 'abort') await abort(fake, row, verdict.cause, verdict.reason, 'clean-up')
   else await compensate(fake, row)
+}
+
+/** A job whose run died goes on with what is pending; nobody is in it now, so nobody is late. */
+async function isHandedOn(fake: FakeContext, { status, owner, operation, name }: FakeTransaction) {
+  if (status !== 'pending' || owner !== null) return false
+  return (await fake.operations.get(operation ?? '')?.resumes?.(name)) === true
 }
 
 /** Commits what is pending and not decided. */
@@ -81,11 +88,9 @@ export async function abort(
   await compensate(fake, row)
 }
 
-const log = pino({ level: 'silent' })
-
 /**
  * Runs the compensation that is due, unless a run is still at its effects: it comes back here. One that fails, or that
- * nobody knows since a crash, stays due.
+ * nobody knows since a crash, stays due; after so many failures it is given up.
  */
 export async function compensate(fake: FakeContext, row: FakeTransaction): Promise<void> {
   const operation = fake.operations.get(row.operation ?? '')
@@ -93,6 +98,7 @@ export async function compensate(fake: FakeContext, row: FakeTransaction): Promi
   const { name, attempt, staged, metadata, reason } = row
   const idempotencyKey = `${attempt}:compensate`
   const { signal } = new AbortController()
+  const { log } = fake
   try {
     await operation.compensate({ name, attempt, staged, metadata, reason, idempotencyKey, signal, log })
     row.compensation = 'done'
@@ -101,6 +107,11 @@ export async function compensate(fake: FakeContext, row: FakeTransaction): Promi
   } catch (error) {
     row.compensationError = error
     row.history.push('compensation_failed')
+    const failures = row.history.filter((event) => event === 'compensation_failed').length
+    if (failures < maxCompensationFailures) return
+    row.compensation = 'failed'
+    row.quarantine = whyGivenUp(failures, error)
+    row.history.push('requires_manual_intervention')
   }
 }
 

@@ -3,6 +3,7 @@ import { type EventRunner, isSqlTag } from '../db/event-runner.ts'
 import type { Json } from '../db/json.ts'
 import { appendEvents, type NewEvent } from '../db/outbox.ts'
 import type { Tx } from '../db/tx.ts'
+import { type FakeUnit, stateOf, type UnitState } from './fake-unit.ts'
 import type { Statement } from './statements.ts'
 
 /** An event as the outbox would hold it. */
@@ -21,14 +22,23 @@ export type Published = {
   attempt: string | null
 }
 
+export type FakeEvent = Published & {
+  /** what became of its transaction; `unknown` for one published in a transaction of the caller's own */
+  state: UnitState
+}
+
 /** What was published. The product's own function checks and encodes it, and its statement is read here. */
 export class FakeEvents {
-  all: readonly Published[] = []
-  readonly #own = new WeakSet<object>()
+  readonly #own: WeakSet<object>
+  #all: readonly { event: Published; unit: FakeUnit | undefined }[] = []
 
-  /** Marks a handle whose statements are shown to `appendedBy`. */
-  own(tx: Tx): void {
-    this.#own.add(tx)
+  /** `own`: the handles whose statements are shown to `appendedBy`. */
+  constructor(own: WeakSet<object>) {
+    this.#own = own
+  }
+
+  get all(): FakeEvent[] {
+    return this.#all.map(({ event, unit }) => ({ ...event, state: stateOf(unit) }))
   }
 
   async publish(runner: EventRunner, events: NewEvent | readonly NewEvent[]): Promise<string[]> {
@@ -36,26 +46,23 @@ export class FakeEvents {
     const query = async (text: string, values: unknown[]) => {
       if (isSqlTag(runner, 'publish')) await (runner as Tx).unsafe(text, values as never[])
       else await runner.query(text, values)
-      this.appendedBy({ text, values }, null, null)
+      this.appendedBy({ text, values }, undefined)
     }
     return appendEvents({ query }, events)
   }
 
   /** Records the events if this is the statement that appends them; undefined for every other statement. */
-  appendedBy(
-    { text, values }: Statement,
-    transaction: string | null,
-    attempt: string | null,
-  ): Published[] | undefined {
+  appendedBy({ text, values }: Statement, unit: FakeUnit | undefined): Published[] | undefined {
     if (!text.startsWith('select holdfast.append_events(')) return undefined
     const events = JSON.parse(String(values[0])) as CloudEvent[]
+    const { name: transaction = null, attempt = null } = unit ?? {}
     const appended = events.map((event) => ({ ...toPublished(event), transaction, attempt }))
-    this.all = [...this.all, ...appended]
+    this.#all = [...this.#all, ...appended.map((event) => ({ event, unit }))]
     return appended
   }
 
   remove(events: readonly Published[]): void {
-    this.all = this.all.filter((event) => !events.includes(event))
+    this.#all = this.#all.filter(({ event }) => !events.includes(event))
   }
 }
 

@@ -2,14 +2,14 @@ import type { ListFilter, Status } from '../db/distributed-transactions.ts'
 import { conclude, type Outcome, type ParticipantEvidence } from '../jobs/outcome.ts'
 import type { FakeTransaction } from './fake-transactions.ts'
 
-/** What is not at its end or has a compensation to do, oldest first; or all of one status, newest first. */
+/** What is not at its end, has a compensation to do or needs an operator, oldest first; or all of one status, newest first. */
 export function list(
   rows: readonly FakeTransaction[],
   { status, limit = 100 }: ListFilter = {},
 ): FakeTransaction[] {
   const found =
     status === undefined
-      ? rows.filter((row) => !isEnd(row.status) || row.compensation === 'due')
+      ? rows.filter((row) => !isEnd(row.status) || row.quarantine !== null || row.compensation === 'due')
       : rows.filter((row) => row.status === status).toReversed()
   return found.slice(0, limit)
 }
@@ -26,7 +26,7 @@ export function outcomeOf(row: FakeTransaction | undefined, configured: readonly
     status: row?.status ?? null,
     decision: row?.decision ?? null,
     reason: row?.reason ?? null,
-    quarantine: null,
+    quarantine: row?.quarantine ?? null,
     participants: Object.fromEntries(names.map((name) => [name, look(row)])),
     lastEvent: row?.history.at(-1) ?? null,
   }

@@ -12,16 +12,23 @@ type Spec = RunSpec<unknown, unknown>
 
 const defaultDeadlineMs = 10 * 60 * 1000
 
-/** Stage, effects, commit. A name that is committed answers with what was stored; one whose run has crashed goes on. */
+/**
+ * Stage, effects, commit. A name that is committed answers with what was stored; one whose run has crashed goes on.
+ * `beforeStaging` may throw; nothing is staged then.
+ */
 export async function runDistributed(
   fake: FakeContext,
   name: string,
   spec: Spec,
+  beforeStaging?: () => Promise<void>,
 ): Promise<RunResult<unknown, unknown>> {
   const row = fake.transactions.last(name)
   register(fake, spec)
   if (row?.decision === 'commit') return resultOf(row, row.result)
-  if (!row || row.decision === 'abort') return runEffects(fake, await stageNew(fake, name, spec), spec)
+  if (!row || row.decision === 'abort') {
+    await beforeStaging?.()
+    return runEffects(fake, await stageNew(fake, name, spec), spec)
+  }
   if (!row.resumable) {
     throw new NameInUseError(
       `${name} was begun by beginDistributed and is ${row.status}; finish it, or use another name`,
@@ -44,7 +51,7 @@ function register(fake: FakeContext, { operation, compensate: undo }: Spec): voi
 }
 
 async function stageNew(fake: FakeContext, name: string, spec: Spec): Promise<FakeTransaction> {
-  const { stage, effects: _e, compensate: _c, timeoutMs, ...options } = spec
+  const { stage, effects: _e, compensate: _c, signal: _s, timeoutMs, ...options } = spec
   const deadlineMs = options.deadlineMs ?? timeoutMs ?? defaultDeadlineMs
   await begin(fake, name, stage, { ...options, deadlineMs }, 'run')
   return fake.transactions.get(name)
@@ -53,7 +60,7 @@ async function stageNew(fake: FakeContext, name: string, spec: Spec): Promise<Fa
 async function runEffects(
   fake: FakeContext,
   row: FakeTransaction,
-  { effects }: Spec,
+  { effects, signal: given }: Spec,
 ): Promise<RunResult<unknown, unknown>> {
   const { name, attempt, staged } = row
   const died = deferred<never>()
@@ -63,7 +70,9 @@ async function runEffects(
   fake.runs.set(attempt, run)
   row.owner = fake.owner
   try {
-    const context = { name, attempt, staged, idempotencyKey: attempt, signal: run.limit.signal }
+    const { signal: limit } = run.limit
+    const signal = given ? AbortSignal.any([limit, given]) : limit
+    const context = { name, attempt, staged, idempotencyKey: attempt, signal }
     const returned = await Promise.race([effects?.(context), died.promise])
     if (crashed()) await died.promise
     const result = throughJson(returned ?? null, 'what the effects returned')
@@ -72,7 +81,8 @@ async function runEffects(
       throw new RolledBackError(`${name} was rolled back while its effects ran: ${row.reason}`)
     return resultOf(row, result)
   } catch (error) {
-    if (!crashed()) await abort(fake, row, 'failed', messageOf(error))
+    if (crashed()) await died.promise
+    await abort(fake, row, 'failed', messageOf(error))
     throw error
   } finally {
     if (!crashed()) {
@@ -95,6 +105,8 @@ export function crash(fake: FakeContext, name: string): void {
   fake.runs.delete(row.attempt)
   row.owner = null
   fake.operations.clear()
-  for (const [operation, declared] of Object.entries(fake.declared)) fake.operations.set(operation, declared)
+  for (const [operation, declared] of fake.declared) fake.operations.set(operation, declared)
+  const job = fake.jobs.findByTransaction(name)
+  if (job) job.revoke = undefined
   run.die(new Error(`the run of ${name} has crashed, as the test wanted`))
 }

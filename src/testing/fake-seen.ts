@@ -1,9 +1,9 @@
 import { type Deferred, deferred } from '../db/deferred.ts'
-import { type FakeTransaction, isAborted, whenDecided } from './fake-transactions.ts'
+import { type FakeUnit, isAborted, whenDecided } from './fake-unit.ts'
 import type { Rows, Statement } from './statements.ts'
 
 type Seen = {
-  readonly transaction: FakeTransaction
+  readonly unit: FakeUnit
   readonly participant: string
   readonly consumer: unknown
   readonly eventId: unknown
@@ -24,18 +24,18 @@ export class FakeSeen {
   recordedBy(
     { text, values: [consumer, eventId] }: Statement,
     participant: string,
-    transaction: FakeTransaction,
+    unit: FakeUnit,
   ): Promise<Recorded> | undefined {
     if (!text.startsWith('insert into holdfast.inbox_seen (consumer, event_id) values ($1, $2) on conflict'))
       return undefined
-    return this.#record({ transaction, participant, consumer, eventId, undone: deferred<void>() })
+    return this.#record({ unit, participant, consumer, eventId, undone: deferred<void>() })
   }
 
   async #record(seen: Seen): Promise<Recorded> {
     for (let other = this.#find(seen); other; other = this.#find(seen)) {
-      if (other.transaction === seen.transaction || other.transaction.decision === 'commit')
+      if (other.unit === seen.unit || other.unit.decision === 'commit')
         return { rows: [], undo: () => undefined }
-      await Promise.race([whenDecided(other.transaction), other.undone.promise])
+      await Promise.race([whenDecided(other.unit), other.undone.promise])
     }
     this.#all = [...this.#all, seen]
     return { rows: [{ '?column?': 1 }], undo: () => this.#forget(seen) }
@@ -47,7 +47,7 @@ export class FakeSeen {
         seen.participant === participant &&
         seen.consumer === consumer &&
         seen.eventId === eventId &&
-        !isAborted(seen.transaction),
+        !isAborted(seen.unit),
     )
   }
 

@@ -4,7 +4,7 @@ import { SQLSTATE } from '../db/sqlstate.ts'
 import { createTx, type Tx } from '../db/tx.ts'
 import { type DriverQuery, deliver, render } from './driver-query.ts'
 import type { FakeContext } from './fake-context.ts'
-import type { FakeTransaction } from './fake-transactions.ts'
+import type { FakeUnit } from './fake-unit.ts'
 import type { Statement } from './statements.ts'
 
 /** Makes the queries; it never connects. */
@@ -24,8 +24,8 @@ export type FakeSession = {
  * the test registered. As in PostgreSQL, after an error nothing goes on except by way of a savepoint.
  */
 export function openSession(
-  { statements, events, seen }: Pick<FakeContext, 'statements' | 'events' | 'seen'>,
-  transaction: FakeTransaction,
+  { statements, events, jobs, seen, own }: FakeContext,
+  unit: FakeUnit,
   participant: string,
 ): FakeSession {
   let failure: unknown
@@ -46,18 +46,19 @@ export function openSession(
       if (verb.toLowerCase() === 'savepoint') savepoints.set(name, undos.length)
       return []
     }
-    const appended = events.appendedBy(statement, transaction.name, transaction.attempt)
+    const appended = events.appendedBy(statement, unit)
     if (appended) {
       undos.push(() => events.remove(appended))
       return []
     }
-    const recording = seen.recordedBy(statement, participant, transaction)
+    const recording =
+      seen.recordedBy(statement, participant, unit) ?? jobs.insertedBy(statement, participant, unit)
     if (recording) {
       const { rows, undo } = await recording
       undos.push(undo)
       return rows
     }
-    return statements.answer(participant, transaction.name, statement)
+    return statements.answer(participant, unit.name, statement)
   }
 
   const run = async (query: DriverQuery): Promise<void> => {
@@ -71,7 +72,7 @@ export function openSession(
   }
 
   const tx = createTx(driver, (query) => void run(query as unknown as DriverQuery))
-  events.own(tx)
+  own.add(tx)
   return { tx, participant, end: () => tx.end(), failure: () => failure && transactionAborted(failure) }
 }
 

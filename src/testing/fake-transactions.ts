@@ -1,8 +1,8 @@
-import { type Deferred, deferred } from '../db/deferred.ts'
 import type { DistributedTransaction } from '../db/distributed-transactions.ts'
 import { NameInUseError, UnknownTransactionError } from '../db/errors.ts'
 import { checkTransactionName } from '../db/transaction-name.ts'
 import { type Event, moveFor } from '../jobs/transitions.ts'
+import { isAborted, tellDecision } from './fake-unit.ts'
 
 /** One attempt, as the row of the real table, and what a test may want to see besides. */
 export type FakeTransaction = DistributedTransaction & {
@@ -10,13 +10,11 @@ export type FakeTransaction = DistributedTransaction & {
   votes: Record<string, { vote: 'ready' | 'abort' | null; reason: string | null }>
   /** whether a rollback is to be compensated once it was pending */
   compensates: boolean
-  /** what the last try of the compensation threw; it is still due then */
+  /** what the last try of the compensation threw; it is still due then, or after ten of them `failed` */
   compensationError: unknown
   /** its audit trail: every status that it had, votes, takeovers and compensations, in order */
   history: string[]
 }
-
-const decisions = new WeakMap<FakeTransaction, Deferred<void>>()
 
 /** All attempts, in memory. Every step goes through the product's own table of transitions. */
 export class FakeTransactions {
@@ -59,18 +57,6 @@ export function move(row: FakeTransaction, event: Event, fields: Partial<FakeTra
   if (to === 'rolling_back' && row.status === 'pending' && row.compensates) row.compensation = 'due'
   Object.assign(row, fields, { status: to, updatedAt: new Date() })
   row.history.push(to)
-  if (row.decision !== null) decisions.get(row)?.resolve()
+  tellDecision(row)
   return true
-}
-
-/** Resolves when the attempt is decided, which in a fake is its end in every database. */
-export async function whenDecided(row: FakeTransaction): Promise<void> {
-  if (row.decision !== null) return
-  const decided = decisions.get(row) ?? deferred<void>()
-  decisions.set(row, decided)
-  await decided.promise
-}
-
-export function isAborted(row: FakeTransaction): boolean {
-  return row.decision === 'abort'
 }

@@ -1,5 +1,7 @@
+export type { FakeEvent } from './fake-events.ts'
 export { fakeHoldfast } from './fake-holdfast.ts'
-export type { FakeEvent, FakeHoldfast, FakeOptions } from './fake-interface.ts'
+export type { FakeHoldfast, FakeOptions } from './fake-interface.ts'
+export type { FakeJob } from './fake-job-row.ts'
 export type { FakeTransaction } from './fake-transactions.ts'
 export { type Sandbox, type SandboxOptions, sandboxDatabase } from './sandbox-database.ts'
 export type { Answer, Statement } from './statements.ts'

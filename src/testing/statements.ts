@@ -8,7 +8,7 @@ export type Answer = Rows | Error | ((statement: Statement) => Rows | Promise<Ro
 
 /** What every participant was asked, and what the test wants answered. */
 export class Statements {
-  readonly #recorded: (Statement & { participant: string; transaction: string })[] = []
+  readonly #recorded: (Statement & { participant: string; transaction: string | null })[] = []
   readonly #answers: { pattern: RegExp | string; answer: Answer; participant: string | undefined }[] = []
 
   register(pattern: RegExp | string, answer: Answer, participant?: string): void {
@@ -21,8 +21,8 @@ export class Statements {
       .map(({ text, values }) => ({ text, values }))
   }
 
-  /** Records a statement; the newest answer that fits is given, without one no rows. */
-  async answer(participant: string, transaction: string, statement: Statement): Promise<Rows> {
+  /** Records a statement, with the name of its transaction if that has one; the newest answer that fits is given, without one no rows. */
+  async answer(participant: string, transaction: string | null, statement: Statement): Promise<Rows> {
     this.#recorded.push({ ...statement, participant, transaction })
     const found = this.#answers.findLast(
       (a) => (a.participant ?? participant) === participant && matches(a.pattern, statement.text),

@@ -1,8 +1,6 @@
-import { InvalidConfigError } from '../db/errors.ts'
 import { type DueJob, findJob, type Job, type JobFilter, type JobStatus, listJobs } from '../db/jobs.ts'
-import { type Enqueued, type EnqueueOptions, enqueueJob } from '../jobs/enqueue-job.ts'
+import { definitionOf, type Enqueued, type EnqueueOptions, enqueueJob } from '../jobs/enqueue-job.ts'
 import { cancelJob, type JobWaitOptions, retryJob, waitForJob } from '../jobs/job-control.ts'
-import type { JobDefinition } from '../jobs/job-definition.ts'
 import { queueOf } from '../jobs/job-queue.ts'
 import type { Context } from './context.ts'
 import { jobQueueJob } from './job-service.ts'
@@ -20,7 +18,7 @@ export class Jobs {
     input: unknown,
     options: EnqueueOptions = {},
   ): Promise<Enqueued> {
-    const definition = this.#definition(job)
+    const definition = definitionOf(this.#ctx.config.jobs, job)
     const enqueued = await enqueueJob(this.#ctx, definition, input, options)
     // In the caller's transaction it is not there yet, and with a delay not due: the workers find it in time.
     if (!options.tx && !options.delayMs)
@@ -49,14 +47,6 @@ export class Jobs {
 
   wait(job: string | Enqueued, options?: JobWaitOptions): Promise<Job> {
     return waitForJob(this.#ctx, typeof job === 'string' ? job : job.jobId, options)
-  }
-
-  #definition(job: string | { readonly name: string }): JobDefinition {
-    const name = typeof job === 'string' ? job : job.name
-    const definition = this.#ctx.config.jobs.get(name)
-    if (definition) return definition
-    const known = [...this.#ctx.config.jobs.keys()].join(', ') || 'none'
-    throw new InvalidConfigError([`no job named ${JSON.stringify(name)} is configured; known: ${known}`])
   }
 
   /** A queue that cannot be reached keeps nobody: the workers assert from the rows what is to be queued. */

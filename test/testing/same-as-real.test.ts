@@ -1,18 +1,15 @@
 import { afterAll, describe, expect, it } from 'vitest'
-import { HoldfastError } from '../../src/db/errors.ts'
 import type { Tx } from '../../src/db/tx.ts'
 import { fakeHoldfast } from '../../src/testing/index.ts'
 import { createHoldfast } from '../../src/workers/holdfast.ts'
 import { newDatabases } from '../support/database.ts'
+import { type See, tell } from '../support/stories.ts'
 
 process.env.LOG_LEVEL = 'silent'
 
 /** What both can do. */
 type Either = ReturnType<typeof fakeHoldfast<'billing'>>
-type Story = (
-  hf: Pick<Either, (typeof calls)[number]>,
-  see: (step: Promise<unknown>) => Promise<void>,
-) => unknown
+type Story = (hf: Pick<Either, (typeof calls)[number]>, see: See) => unknown
 
 const calls = [
   'beginDistributed',
@@ -194,41 +191,6 @@ const stories: Record<string, Story> = {
   },
 }
 
-const volatile = new Set([
-  'attempt',
-  'idempotencyKey',
-  'owner',
-  'correlationId',
-  'deadline',
-  'createdAt',
-  'updatedAt',
-])
-// The fake shows more of a transaction than the table does.
-const shownByFakeOnly = new Set(['votes', 'compensates', 'compensationError', 'history'])
-
-/** What a step came to, without what differs from run to run. */
-function seen(value: unknown): unknown {
-  if (value instanceof HoldfastError) return { error: value.code }
-  if (value instanceof Error) return { error: value.message }
-  if (Array.isArray(value)) return value.map(seen)
-  if (typeof value !== 'object' || value === null || value instanceof Date) return value
-  const entries = Object.entries(value).filter(([key]) => !shownByFakeOnly.has(key))
-  return Object.fromEntries(
-    entries.map(([key, entry]) => {
-      if (key === 'tokens') return [key, Object.keys(entry as object)]
-      return [key, volatile.has(key) && entry !== null ? 'some' : seen(entry)]
-    }),
-  )
-}
-
-async function tell(story: Story, hf: Parameters<Story>[0]): Promise<unknown[]> {
-  const steps: unknown[] = []
-  await story(hf, async (step) => {
-    steps.push(seen(await step.catch((error: unknown) => error)))
-  })
-  return steps
-}
-
 /** The same names in each story stay apart: the suffix leaves a bad name bad. */
 function withSuffix(hf: Parameters<Story>[0], suffix: string): Parameters<Story>[0] {
   const call =
@@ -248,8 +210,9 @@ const fake = fakeHoldfast({ participants: ['billing'] })
 describe('the fake does what the real one does:', () => {
   it.each(Object.entries(stories))('%s', async (name, story) => {
     const suffix = name.replaceAll(' ', '-')
-    const told = await tell(story, withSuffix(real as unknown as Parameters<Story>[0], suffix))
-    expect(await tell(story, withSuffix(fake, suffix))).toEqual(told)
+    const tellTo = (hf: unknown) => tell((see) => story(withSuffix(hf as Parameters<Story>[0], suffix), see))
+    const told = await tellTo(real)
+    expect(await tellTo(fake)).toEqual(told)
     expect(told.length).toBeGreaterThan(3)
   })
 })
