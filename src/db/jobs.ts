@@ -127,6 +127,32 @@ export async function listJobs(sql: Sql, filter: JobFilter = {}): Promise<Job[]>
     order by created_at desc, id desc limit ${limit}`
 }
 
+/** The open jobs of one name. */
+export type OpenJobs = {
+  name: string
+  queued: number
+  running: number
+  cancelling: number
+  /** how long the one that is due for the longest waits; 0 when none is due */
+  oldestDueSeconds: number
+}
+
+/** Of every name that has open jobs. */
+export async function readOpenJobs(sql: Sql): Promise<OpenJobs[]> {
+  // Apart, as the indexes are.
+  return sql<OpenJobs[]>`
+    select name, sum(queued)::int as queued, sum(running)::int as running, sum(cancelling)::int as cancelling,
+      max(oldest) as "oldestDueSeconds"
+    from (
+      select name, count(*) as queued, 0 as running, 0 as cancelling,
+        greatest(0, extract(epoch from clock_timestamp() - min(run_at)))::float8 as oldest
+      from holdfast.jobs where status = 'queued' group by name
+      union all
+      select name, 0, count(*) filter (where status = 'running'), count(*) filter (where status = 'cancelling'), 0
+      from holdfast.jobs where status in ('running', 'cancelling') group by name) as open
+    group by name order by name`
+}
+
 export type DueJob = { id: string; name: string; priority: number }
 
 /**
@@ -161,6 +187,8 @@ export type ClaimedJob = Job & {
   failed: number
   /** its last run died */
   abandoned: boolean
+  /** how long this run was due */
+  dueSeconds: number
 }
 
 /**
@@ -178,7 +206,8 @@ export async function claimJob(sql: Sql, id: string, owner: string): Promise<Cla
       (j.status = 'queued' and j.run_at <= clock_timestamp())
       or (j.status in ('running', 'cancelling') and (j.owner = ${owner} or ${sql.unsafe(ownerIsDead)})))
     returning ${sql.unsafe(columns)}, run::text, deferrals, attempts - attempts_before as failed,
-      old.was = 'running' as abandoned`
+      old.was = 'running' as abandoned,
+      greatest(0, extract(epoch from clock_timestamp() - run_at))::float8 as "dueSeconds"`
   return row
 }
 

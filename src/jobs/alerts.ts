@@ -15,6 +15,10 @@ type AlertKind =
   | 'foreign_owner'
   /** a scheduled job has not succeeded for too long */
   | 'overdue'
+  /** a job is due for longer than the service level */
+  | 'jobs_lag'
+  /** a job has failed for good */
+  | 'job_failed'
   /** a sink has not taken an event for longer than the service level */
   | 'outbox_lag'
   /** a sink rejected events for good, and an operator has to redrive or discard them */

@@ -25,6 +25,7 @@ import { compensate } from './compensate.ts'
 import type { JobContext } from './context.ts'
 import { commitDistributed } from './coordinator.ts'
 import { parseInput } from './enqueue-job.ts'
+import { alertFailed } from './job-alerts.ts'
 import { endTransactionOf } from './job-control.ts'
 import type { JobDefinition } from './job-definition.ts'
 import { compensationOutstanding, jobOperation, operationOfJob } from './job-operation.ts'
@@ -102,7 +103,13 @@ export async function runJob(runner: JobRunner, jobId: string, signal: AbortSign
     running.claimed(jobId, job.run)
     await reached('job.claimed')
     registerJob(ctx, definition)
+    if (!job.abandoned) ctx.telemetry.jobs.waited(job.name, job.dueSeconds)
+    const began = performance.now()
     const outcome = await new JobRun(ctx, definition, job, signal, revoked).run()
+    if (outcome !== 'not-ours') {
+      const end = outcome === 'queued' ? 'retried' : outcome
+      ctx.telemetry.jobs.ran(job.name, end, (performance.now() - began) / 1_000)
+    }
     await reached('job.ended')
     return outcome
   } finally {
@@ -260,6 +267,7 @@ class JobRun {
     const recorded = { message: messageOf(error), sqlstate: sqlstateOf(error) }
     const status = await failJob(this.#ctx.databases.primary.sql, this.#run, recorded, next)
     this.#log.warn({ err: error, attempt: this.#job.attempts + 1, status }, 'an attempt of the job failed')
+    if (status === 'failed') alertFailed(this.#ctx, this.#job.name, this.#job.id)
     if (status === 'cancelling' || status === undefined) return 'not-ours'
     return status === 'failed' || status === 'cancelled' ? status : 'queued'
   }

@@ -2,6 +2,7 @@ import type { Logger } from 'pino'
 import { Counter, Gauge, Histogram, Registry } from 'prom-client'
 import type { Moved } from '../db/attempts.ts'
 import type { Status } from '../db/distributed-transactions.ts'
+import { JobMetrics } from './job-metrics.ts'
 import { OutboxMetrics } from './outbox-metrics.ts'
 
 const ends: readonly Status[] = ['committed', 'rolled_back', 'cleaned_up']
@@ -14,6 +15,7 @@ const open: readonly Status[] = ['started', 'pending', 'committing', 'rolling_ba
 export class Telemetry {
   readonly registry = new Registry()
   readonly outbox = new OutboxMetrics(this.registry)
+  readonly jobs = new JobMetrics(this.registry)
   readonly #log: Logger
   readonly #started = new Counter({
     name: 'holdfast_distributed_transactions_started_total',

@@ -5,6 +5,7 @@ import { recordSnapshot } from '../db/outbox-snapshots.ts'
 import { cleanStaleTransactions, cleanUpJob } from '../jobs/clean-stale-transactions.ts'
 import { compensate, dueCompensations } from '../jobs/compensate.ts'
 import { expireIdempotencyKeys, expireKeysJob } from '../jobs/expire-idempotency-keys.ts'
+import { watchJobs } from '../jobs/job-alerts.ts'
 import { builtInQueues, defaultQueue, queueOf } from '../jobs/job-queue.ts'
 import { watchOutbox } from '../jobs/outbox-alerts.ts'
 import { recover } from '../jobs/recovery.ts'
@@ -133,6 +134,7 @@ export class WorkerService {
     await this.#checkOverdue()
     await recordSnapshot(this.#ctx.databases.primary)
     await watchOutbox(this.#ctx)
+    await watchJobs(this.#ctx)
   }
 
   async #cleanUp(job: string, signal: AbortSignal): Promise<void> {
