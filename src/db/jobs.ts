@@ -19,7 +19,7 @@ export type JobError = {
   attempt: number
 }
 
-export type Job = {
+export type Job<Result = Json> = {
   id: string
   name: string
   /** as it was given; each run parses it */
@@ -33,8 +33,8 @@ export type Job = {
   attempts: number
   /** the newest failures, oldest first */
   errors: readonly JobError[]
-  /** what its effects returned */
-  result: Json
+  /** what its effects returned, as JSON carries it; null where they returned nothing, and until it is completed */
+  result: Result
   deduplication: string | null
   correlationId: string
   /** the schedule that it was made by, and the due time that it was made for; null: somebody enqueued it */

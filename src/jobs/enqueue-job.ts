@@ -6,7 +6,7 @@ import { encodeJson, type Json } from '../db/json.ts'
 import type { ScheduledTime } from '../db/schedules.ts'
 import type { Tx } from '../db/tx.ts'
 import type { JobContext } from './context.ts'
-import type { JobDefinition } from './job-definition.ts'
+import type { JobDefinition, WithResult } from './job-definition.ts'
 import { parseBySchema } from './schema.ts'
 
 export type EnqueueOptions = {
@@ -21,7 +21,7 @@ export type EnqueueOptions = {
   correlationId?: string
 }
 
-export type Enqueued = { jobId: string }
+export type Enqueued<Result = Json> = { jobId: string } & WithResult<Result>
 
 /** Records a job. Its input is validated and stored as it was given: each run parses it again. */
 export async function enqueueJob(

@@ -113,12 +113,18 @@ export type JobSpec<
   readonly queue?: string
 }
 
-/** What `defineJob` returns: the definition with the types of its name, input and participants. */
+declare const resultOf: unique symbol
+/** Carries the type of a job's result from its definition to whoever waits for it; there is no such property. */
+export type WithResult<Result> = { readonly [resultOf]?: Result }
+
+/** What `defineJob` returns: the definition with the types of its name, input, participants and result. */
 export type DefinedJob<
   Name extends string,
   S extends StandardSchemaV1 | undefined,
   P extends string,
-> = JobDefinition & { readonly name: Name; readonly input?: S; readonly participants: readonly P[] }
+  Result = unknown,
+> = JobDefinition &
+  WithResult<Result> & { readonly name: Name; readonly input?: S; readonly participants: readonly P[] }
 
 const namePattern = /^[a-z][a-z0-9-]{0,49}$/
 
@@ -129,7 +135,9 @@ export function defineJob<
   const P extends string = 'primary',
   Staged = unknown,
   Result = unknown,
->(spec: JobSpec<Name, S, P, Staged, Result>): DefinedJob<NoInfer<Name>, NoInfer<S>, NoInfer<P>> {
+>(
+  spec: JobSpec<Name, S, P, Staged, Result>,
+): DefinedJob<NoInfer<Name>, NoInfer<S>, NoInfer<P>, NoInfer<Result>> {
   const { name, participants = ['primary' as P], retry = {}, timeoutMs = 1, concurrency = 1 } = spec
   const { attempts = 1, backoffMs = 1, maxBackoffMs = 1 } = retry
   const problems: string[] = []
@@ -158,5 +166,5 @@ export function defineJob<
   if (spec.input !== undefined && typeof spec.input['~standard']?.validate !== 'function')
     problems.push(`job ${name}: input is no Standard Schema (zod, valibot, arktype)`)
   if (problems.length > 0) throw new InvalidConfigError(problems)
-  return { ...spec, participants } as unknown as DefinedJob<Name, S, P>
+  return { ...spec, participants } as unknown as DefinedJob<Name, S, P, Result>
 }

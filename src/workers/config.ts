@@ -89,10 +89,26 @@ type Undeclared<C> = C extends { jobs: readonly (infer J)[] }
   ? Exclude<ParticipantOf<J>, 'primary' | (C extends { databases: infer D } ? keyof D : never)>
   : never
 
-/** What a config must not be: jobs on databases that it does not declare. */
-export type Checked<C> = [Undeclared<C>] extends [never]
+type NameOf<D> = D extends { readonly name: infer N } ? N : D
+type NamesIn<C, K extends string> = C extends { readonly [P in K]: readonly (infer D)[] } ? NameOf<D> : never
+
+/** The names that a schedule of the config is for and that the config does not have; of names known to be texts alone: none. */
+type Unscheduled<C> = C extends { schedules: readonly (infer S)[] }
+  ? S extends { readonly job: infer J }
+    ? Missing<NameOf<J>, NamesIn<C, 'jobs'>>
+    : S extends { readonly batch: infer B }
+      ? Missing<NameOf<B>, NamesIn<C, 'batches'>>
+      : never
+  : never
+type Missing<N, Known> = string extends N ? never : Exclude<N, Known>
+
+/** What a config must not be: jobs on databases that it does not declare, schedules of what it does not have. */
+export type Checked<C> = ([Undeclared<C>] extends [never]
   ? unknown
-  : { jobs: `\`databases\` declares no ${Undeclared<C> & string}` }
+  : { jobs: `\`databases\` declares no ${Undeclared<C> & string}` }) &
+  ([Unscheduled<C>] extends [never]
+    ? unknown
+    : { schedules: `neither \`jobs\` nor \`batches\` has ${Unscheduled<C> & string}` })
 
 /** Keeps the literal types of a config, so that names in it are checked where they are used. */
 export function defineConfig<const C extends HoldfastConfig>(config: C & Checked<C>): C {

@@ -28,6 +28,7 @@ import {
   idempotent,
 } from '../jobs/idempotent.ts'
 import type { JobWaitOptions } from '../jobs/job-control.ts'
+import type { AsJson, WithResult } from '../jobs/job-definition.ts'
 import { type Outcome, outcome } from '../jobs/outcome.ts'
 import { type RunResult, type RunSpec, runDistributed } from '../jobs/run-distributed.ts'
 import type { Work } from '../jobs/stage-work.ts'
@@ -61,6 +62,15 @@ type InputOf<J> = J extends { readonly input?: infer S }
 export type InputFor<C, J> = J extends string
   ? InputOfNamed<Extract<JobOf<C>, { readonly name: J }>>
   : InputOf<J>
+/** What a job's effects return, as JSON carries it; of a name, those of the config's definition. */
+type ResultFor<C, J> = J extends string ? ResultOf<Extract<JobOf<C>, { readonly name: J }>> : ResultOf<J>
+type ResultOf<J> = [J] extends [never]
+  ? Json
+  : J extends WithResult<infer R>
+    ? unknown extends R
+      ? Json
+      : AsJson<R>
+    : Json
 type InputOfNamed<J> = [J] extends [never] ? unknown : InputOf<J>
 
 type StagedBy<W> = { [K in keyof W]: W[K] extends (...args: never[]) => infer R ? Awaited<R> : never }
@@ -155,7 +165,7 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
     job: J,
     input: InputFor<C, J>,
     options?: EnqueueOptions,
-  ): Promise<Enqueued>
+  ): Promise<Enqueued<ResultFor<C, J>>>
   readonly jobs: {
     get(jobId: string): Promise<Job | undefined>
     /** The newest first; a hundred unless `limit` says otherwise. */
@@ -168,7 +178,7 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
      */
     cancel(jobId: string): Promise<JobStatus>
     /** Waits until a job (its id, or what enqueue returned) has ended, or the signal aborts; returns it as it is then. */
-    wait(job: string | Enqueued, options?: JobWaitOptions): Promise<Job>
+    wait<Result = Json>(job: string | Enqueued<Result>, options?: JobWaitOptions): Promise<Job<Result | null>>
   }
   readonly batches: {
     /** Enqueues a batch job; its parameters are validated first (HOLDFAST_INVALID_PAYLOAD). */
@@ -301,12 +311,12 @@ class Instance implements Holdfast {
     return idempotent(this.#ctx, { leaseMs, ...options }, work)
   }
 
-  enqueue(
+  async enqueue(
     job: string | { readonly name: string },
     input: unknown,
     options?: EnqueueOptions,
-  ): Promise<Enqueued> {
-    return this.#jobs.enqueue(job, input, options)
+  ): Promise<never> {
+    return (await this.#jobs.enqueue(job, input, options)) as never
   }
 
   get jobs(): Jobs {

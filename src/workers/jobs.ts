@@ -45,8 +45,10 @@ export class Jobs {
     return cancelJob(this.#ctx, jobId)
   }
 
-  wait(job: string | Enqueued, options?: JobWaitOptions): Promise<Job> {
-    return waitForJob(this.#ctx, typeof job === 'string' ? job : job.jobId, options)
+  /** What the result is like is the definition's word. */
+  async wait<Result>(job: string | Enqueued<Result>, options?: JobWaitOptions): Promise<Job<Result | null>> {
+    const jobId = typeof job === 'string' ? job : job.jobId
+    return (await waitForJob(this.#ctx, jobId, options)) as Job<Result | null>
   }
 
   /** A queue that cannot be reached keeps nobody: the workers assert from the rows what is to be queued. */

@@ -83,6 +83,13 @@ export async function mistakes(hf: Holdfast<typeof config>): Promise<void> {
   await hf.enqueue(provision, input, { delayMs: 5, priority: 1, deduplication: { id: 'a' } })
   await hf.enqueue('provision-user', input)
   await hf.enqueue('sweep', { anything: 1 })
+  for (const enqueued of [await hf.enqueue(provision, input), await hf.enqueue('provision-user', input)]) {
+    const { result } = await hf.jobs.wait(enqueued)
+    const id: number | null = result
+    // @ts-expect-error its effects return a number
+    const text: string | null = result
+    expect([id, text, (await hf.jobs.wait(enqueued.jobId)).result]).toBeDefined()
+  }
   // @ts-expect-error there is no such job
   await hf.enqueue('provision-usr', input)
   // @ts-expect-error since is missing
@@ -132,6 +139,16 @@ export async function mistakesInSchedules(): Promise<void> {
   const databases = { primary: 'postgres://x', billing: 'postgres://y' }
   defineConfig({ databases, jobs, schedules: [{ job: provision, input: { email: 'a' }, cron }] })
   defineConfig({ databases, batches: [backfill], schedules: [{ batch: 'backfill', params: {}, cron }] })
+  // @ts-expect-error there is no such job
+  defineConfig({ databases, jobs, schedules: [{ job: 'provision-usr', cron }] })
+  // @ts-expect-error the config has no such job
+  defineConfig({ databases, jobs, schedules: [{ job: sweep, cron }] })
+  // @ts-expect-error there is no such batch
+  defineConfig({ databases, batches: [backfill], schedules: [{ batch: 'backfil', cron }] })
+  // @ts-expect-error there are no batches at all
+  defineConfig({ databases, schedules: [{ batch: backfill, cron }] })
+  const [some]: string[] = ['provision-user']
+  defineConfig({ databases, jobs, schedules: [{ job: some ?? '', cron }] })
   // @ts-expect-error a job and a batch
   defineConfig({ databases, jobs, schedules: [{ job: provision, batch: backfill, cron }] })
   // @ts-expect-error a job has input
