@@ -35,28 +35,25 @@ export async function insertStarted(primary: Participant, a: NewAttempt): Promis
   const alone = a.participants.length === 1 && a.participants[0] === 'primary'
   try {
     await primary.transaction(async (tx) => {
-      if (alone) await tx`set local synchronous_commit = off`
       if (a.waitingLimit !== undefined) await checkWaiting(tx, a.waitingLimit)
       await tx`
-        insert into holdfast.distributed_transactions
-          (attempt, name, operation, participants, owner, resumable, deadline, correlation_id, traceparent, metadata,
-           finishers, compensates, awaits)
-        values (${a.attempt}, ${a.name}, ${a.operation}, ${a.participants}, ${a.owner}, ${a.resumable},
-                clock_timestamp() + make_interval(secs => ${a.deadlineMs / 1000}), ${a.correlationId},
-                ${a.traceparent}, ${a.metadata === null ? null : tx.json(a.metadata)},
-                ${a.finishers === null ? null : [...a.finishers]}, ${a.compensates}, ${a.awaits.map(({ service }) => service)})`
+        with started as (
+          insert into holdfast.distributed_transactions
+            (attempt, name, operation, participants, owner, resumable, deadline, correlation_id, traceparent, metadata,
+             finishers, compensates, awaits)
+          values (${a.attempt}, ${a.name}, ${a.operation}, ${a.participants}, ${a.owner}, ${a.resumable},
+                  clock_timestamp() + make_interval(secs => ${a.deadlineMs / 1000}), ${a.correlationId},
+                  ${a.traceparent}, ${a.metadata === null ? null : tx.json(a.metadata)},
+                  ${a.finishers === null ? null : [...a.finishers]}, ${a.compensates}, ${a.awaits.map(({ service }) => service)})
+          returning attempt, name, owner, correlation_id)
+        insert into holdfast.transaction_events (event, name, attempt, actor, correlation_id)
+        select 'started', name, attempt, owner, correlation_id from started
+        where set_config('synchronous_commit', ${alone ? 'off' : 'on'}, true) is not null`
       for (const { service, tokenHash } of a.awaits) {
         await tx`
           insert into holdfast.transaction_votes (attempt, service, token_hash)
           values (${a.attempt}, ${service}, ${tokenHash})`
       }
-      await recordEvent(tx, {
-        event: 'started',
-        name: a.name,
-        attempt: a.attempt,
-        actor: a.owner,
-        correlationId: a.correlationId,
-      })
     })
   } catch (error) {
     if (sqlstateOf(error) !== SQLSTATE.uniqueViolation) throw error
@@ -107,49 +104,48 @@ export type Step = {
   version?: string | undefined
   /** only if it belongs to this process, or to nobody: whoever took it over goes on */
   owner?: string | undefined
+  /** false: a crash of the server may undo the step, since what it says follows from what is durable */
+  durable: boolean
 }
 
 /**
- * Compare-and-set of the status, with its audit row, in the caller's transaction. Undefined when the attempt is in none
- * of `from`: then somebody else moved it and the row has to be read again. Aborting what was once pending makes its
- * compensation due.
+ * Compare-and-set of the status, with its audit row, in the caller's transaction: one statement. Undefined when the
+ * attempt is in none of `from`: then somebody else moved it and the row has to be read again. Aborting what was once pending
+ * makes its compensation due.
  */
 export async function transition(
   tx: Tx,
-  { attempt, from, to, actor, version, owner }: Step,
+  { attempt, from, to, actor, version, owner, durable }: Step,
   fields: TransitionFields = {},
 ): Promise<Moved | undefined> {
-  await tx`set local synchronous_commit = on`
   const json = (value: Json | undefined) => (value === undefined ? null : tx.json(value))
-  const [row] = await tx<Moved[]>`
-    update holdfast.distributed_transactions t set
-      status = ${to}, updated_at = clock_timestamp(),
-      decision = coalesce(${fields.decision ?? null}, t.decision),
-      reason = coalesce(${fields.reason ?? null}, t.reason),
-      abort_cause = coalesce(${fields.abortCause ?? null}, t.abort_cause),
-      staged = coalesce(${json(fields.staged)}, t.staged),
-      result = coalesce(${json(fields.result)}, t.result),
-      owner = ${fields.owner === undefined ? tx`t.owner` : fields.owner},
-      compensation = case when ${to} = 'rolling_back' and old.status = 'pending' and t.compensates
-                          then 'due' else t.compensation end,
-      compensate_after = case when ${to} = 'rolling_back' then clock_timestamp() else t.compensate_after end
-    from (select status, owner, xmin::text as version from holdfast.distributed_transactions
-          where attempt = ${attempt} for no key update) old
-    where t.attempt = ${attempt} and old.status in ${tx([...from])}
-      and (${version ?? null}::text is null or old.version = ${version ?? null})
-      and (${owner ?? null}::text is null or old.owner is null or old.owner = ${owner ?? null})
-    returning t.name, t.operation, t.correlation_id as "correlationId", t.traceparent, old.status as "from",
-      extract(epoch from clock_timestamp() - t.created_at)::float8 as "ageSeconds"`
-  if (!row) return undefined
   const detail = { ...(fields.reason === undefined ? {} : { reason: fields.reason }), ...fields.detail }
-  await recordEvent(tx, {
-    event: to,
-    name: row.name,
-    attempt,
-    actor,
-    correlationId: row.correlationId,
-    ...(Object.keys(detail).length === 0 ? {} : { detail }),
-  })
+  const [row] = await tx<Moved[]>`
+    with moved as (
+      update holdfast.distributed_transactions t set
+        status = ${to}, updated_at = clock_timestamp(),
+        decision = coalesce(${fields.decision ?? null}, t.decision),
+        reason = coalesce(${fields.reason ?? null}, t.reason),
+        abort_cause = coalesce(${fields.abortCause ?? null}, t.abort_cause),
+        staged = coalesce(${json(fields.staged)}, t.staged),
+        result = coalesce(${json(fields.result)}, t.result),
+        owner = ${fields.owner === undefined ? tx`t.owner` : fields.owner},
+        compensation = case when ${to} = 'rolling_back' and old.status = 'pending' and t.compensates
+                            then 'due' else t.compensation end,
+        compensate_after = case when ${to} = 'rolling_back' then clock_timestamp() else t.compensate_after end
+      from (select status, owner, xmin::text as version from holdfast.distributed_transactions
+            where attempt = ${attempt} for no key update) old
+      where t.attempt = ${attempt} and old.status in ${tx([...from])}
+        and (${version ?? null}::text is null or old.version = ${version ?? null})
+        and (${owner ?? null}::text is null or old.owner is null or old.owner = ${owner ?? null})
+      returning t.name, t.operation, t.correlation_id as "correlationId", t.traceparent, old.status as "from",
+        extract(epoch from clock_timestamp() - t.created_at)::float8 as "ageSeconds"),
+    logged as (
+      insert into holdfast.transaction_events (event, name, attempt, actor, correlation_id, detail)
+      select ${to}, name, ${attempt}::uuid, ${actor}, "correlationId",
+        ${Object.keys(detail).length === 0 ? null : tx.json(detail)}::jsonb
+      from moved)
+    select * from moved where set_config('synchronous_commit', ${durable ? 'on' : 'off'}, true) is not null`
   return row
 }
 

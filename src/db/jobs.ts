@@ -192,6 +192,12 @@ export type ClaimedJob = Job & {
 }
 
 /**
+ * What a crash of the server may undo, on every row that a statement is for: whatever follows it is flushed after it, and
+ * until something has followed it nobody has acted on it.
+ */
+const quietly = `set_config('synchronous_commit', 'off', true) is not null`
+
+/**
  * Makes `owner` the one who runs a job: one that is due, or whose run has died. Undefined: it is neither, or another was
  * faster. Within one process the caller sees to it that a job runs once.
  */
@@ -202,7 +208,7 @@ export async function claimJob(sql: Sql, id: string, owner: string): Promise<Cla
       owner = ${owner}, run = j.run + 1, started_at = coalesce(j.started_at, clock_timestamp()),
       deferrals = j.deferrals + case when old.was = 'running' then 1 else 0 end
     from (select status as was from holdfast.jobs where id = ${id} for no key update) old
-    where j.id = ${id} and (
+    where j.id = ${id} and ${sql.unsafe(quietly)} and (
       (j.status = 'queued' and j.run_at <= clock_timestamp())
       or (j.status in ('running', 'cancelling') and (j.owner = ${owner} or ${sql.unsafe(ownerIsDead)})))
     returning ${sql.unsafe(columns)}, run::text, deferrals, attempts - attempts_before as failed,
@@ -235,21 +241,22 @@ export async function readRun(
  */
 export async function listRevokedRuns(
   sql: Sql,
+  owner: string,
   runs: readonly { id: string; run: string }[],
 ): Promise<string[]> {
   const rows = await sql<{ id: string }[]>`
     select r.id from unnest(${runs.map(({ id }) => id)}::text[], ${runs.map(({ run }) => run)}::bigint[]) r (id, run)
     left join holdfast.jobs j on j.id = r.id
-    where j.run is distinct from r.run or j.status = 'cancelling'`
+    where j.run is distinct from r.run or j.owner is distinct from ${owner} or j.status = 'cancelling'`
   return rows.map(({ id }) => id)
 }
 
-/** Its transaction has committed, so whoever knows it says so, whatever became of the run. */
+/** Its transaction has committed, so whoever knows it says so, whatever became of the run; after a crash somebody says it again. */
 export async function completeJob(sql: Sql, id: string, result: Json): Promise<void> {
   await sql`
     update holdfast.jobs set status = 'completed', owner = null, finished_at = clock_timestamp(),
       result = ${result === null ? null : sql.json(result)}
-    where id = ${id} and status in ('queued', 'running', 'cancelling')`
+    where id = ${id} and status in ('queued', 'running', 'cancelling') and ${sql.unsafe(quietly)}`
 }
 
 /** Gives a job back that is to be run again, for a reason that is not its own. */

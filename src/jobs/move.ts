@@ -9,6 +9,12 @@ import { type Event, moveFor } from './transitions.ts'
 export type Only = { status?: Status; version?: string; owner?: string }
 
 /**
+ * Steps that only say what has happened: all participants are durably at their end, and whoever finds the row where it was
+ * before finds them so, and takes the step again.
+ */
+const follows: ReadonlySet<Status> = new Set(['committed', 'rolled_back', 'cleaned_up'])
+
+/**
  * The one way in which an attempt gets from status to status: compare-and-set by the transition table, the audit row in
  * the same transaction, then log line and metric. Undefined when somebody else moved it: read the row again.
  */
@@ -24,7 +30,7 @@ export async function move(
   return step?.moved
 }
 
-/** The same in the caller's transaction; `report` is called once that has committed. */
+/** The same in the caller's transaction; `report` is called once that has committed. `durable`: see transition. */
 export async function moveIn(
   ctx: JobContext,
   tx: Tx,
@@ -32,12 +38,13 @@ export async function moveIn(
   event: Event,
   fields: TransitionFields = {},
   { status: judged, version, owner }: Only = {},
+  durable = true,
 ): Promise<{ moved: Moved; report: () => void } | undefined> {
   const { from, to } = moveFor(event)
   const allowed = judged === undefined ? from : from.filter((status) => status === judged)
   if (allowed.length === 0) return undefined
   const step = { attempt, from: allowed, to, actor: ctx.lease.id, version, owner }
-  const moved = await transition(tx, step, fields)
+  const moved = await transition(tx, { ...step, durable: durable && !follows.has(to) }, fields)
   return moved && { moved, report: () => ctx.telemetry.moved(to, attempt, moved) }
 }
 

@@ -42,10 +42,10 @@ export class RunningJobs {
   }
 
   /** Tells the runs that were cancelled, or that another process has taken over, to stop. */
-  async look(sql: Sql): Promise<void> {
+  async look(sql: Sql, owner: string): Promise<void> {
     const claimed = [...this.#runs].flatMap(([id, { run }]) => (run === undefined ? [] : [{ id, run }]))
     if (claimed.length === 0) return
-    for (const id of await listRevokedRuns(sql, claimed))
+    for (const id of await listRevokedRuns(sql, owner, claimed))
       this.#runs.get(id)?.controller.abort(new Error('the job was cancelled, or another process has it'))
   }
 }

@@ -29,7 +29,8 @@ const commitOf = (kind: Kind): Kind => ({
   match: ({ text }, earlier) => text === 'COMMIT' && earlier.some((statement) => kind.match(statement, [])),
 })
 const withCommit = (kind: Kind): Kind[] => [kind, commitOf(kind)]
-const step = (to: string) => says(`the write of ${to}`, /^\s*update holdfast\.distributed_transactions/, to)
+const step = (to: string) =>
+  says(`the write of ${to}`, /^\s*with moved as \(\s*update holdfast\.distributed_transactions/, to)
 
 const row = says('the insert of the row', /insert into holdfast\.distributed_transactions/)
 /** Commit and rollback read the row by its attempt only after they have written it. */

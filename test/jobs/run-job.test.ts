@@ -643,7 +643,7 @@ describe('a job is stopped', () => {
     await entered.promise
     expect(await cancelJob(two.ctx, jobId)).toBe('cancelling')
     expect(undone).toEqual([])
-    await one.runner.running.look(one.ctx.databases.primary.sql)
+    await one.runner.running.look(one.ctx.databases.primary.sql, one.ctx.lease.id)
     expect(await run).toBe('cancelled')
     expect(undone).toHaveLength(1)
     expect([await one.transactions(jobId), await one.orders()]).toEqual([['rolled_back'], [0]])
