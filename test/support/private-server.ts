@@ -55,3 +55,11 @@ export function usePrivateServer(settings: Record<string, string> = {}): Private
   afterAll(() => server.end())
   return server
 }
+
+/** The same at once, for files that find out on it which tests they have. */
+export async function startPrivateServer(settings: Record<string, string> = {}): Promise<PrivateServer> {
+  const server = new PrivateServer(settings)
+  afterAll(() => server.end())
+  await server.start()
+  return server
+}
