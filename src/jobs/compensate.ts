@@ -22,15 +22,16 @@ import { traced } from './tracing.ts'
 export const maxCompensationFailures = 10
 const firstWaitMs = 1_000
 const maxWaitMs = 10 * 60 * 1000
-const limitMs = 60_000
 
 /** `failed`: it is due again */
 export type CompensationOutcome = 'done' | 'failed' | 'given-up' | 'not-ours'
 
+/** `limitMs`: after which the compensation's signal aborts. */
 export async function compensate(
   ctx: JobContext,
   attempt: string,
   signal: AbortSignal,
+  limitMs = 60_000,
 ): Promise<CompensationOutcome> {
   await ctx.lease.hold()
   const { primary } = ctx.databases
@@ -47,6 +48,9 @@ export async function compensate(
       correlationId: row.correlationId,
       detail,
     })
+  // Not AbortSignal.timeout: within AbortSignal.any nothing holds it, and collected as garbage it never fires.
+  const limit = new AbortController()
+  const timer = setTimeout(() => limit.abort(new Error(`it took longer than ${limitMs} ms`)), limitMs)
   try {
     if (!undo) throw new Error(`this process knows no compensation for the operation ${row.operation}`)
     await traced('holdfast.compensate', row, async () => {
@@ -57,7 +61,7 @@ export async function compensate(
         metadata: row.metadata,
         reason: row.reason,
         idempotencyKey: `${attempt}:compensate`,
-        signal: AbortSignal.any([signal, AbortSignal.timeout(limitMs)]),
+        signal: AbortSignal.any([signal, limit.signal]),
         log: ctx.log.child({ name: row.name, attempt }),
       })
     })
@@ -79,6 +83,8 @@ export async function compensate(
     if (!giveUp) return 'failed'
     await setAside(ctx, attempt, whyGivenUp(failures, error))
     return 'given-up'
+  } finally {
+    clearTimeout(timer)
   }
 }
 

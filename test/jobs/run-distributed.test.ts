@@ -7,6 +7,7 @@ import type { JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
 import { recover } from '../../src/jobs/recovery.ts'
 import { type EffectsContext, type RunSpec, runDistributed } from '../../src/jobs/run-distributed.ts'
+import { collectGarbage } from '../support/collect-garbage.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 
@@ -405,6 +406,33 @@ describe('runDistributed', () => {
 })
 
 describe('compensation', () => {
+  it('that has no answer is aborted at its limit, and due again', async () => {
+    const { ctx } = await arrange()
+    const spec = specOf(newLog(), {
+      effects: () => Promise.reject(new Error('refused')),
+      compensate: () => Promise.reject(new Error('refund service down')),
+    })
+    await expect(runDistributed(ctx, 'order_1', spec)).rejects.toThrow('refused')
+    const { sql } = ctx.databases.primary
+    await sql`update holdfast.distributed_transactions set compensate_after = clock_timestamp()`
+    const [due] = await dueCompensations(ctx)
+    ctx.operations.set('order', {
+      compensate: async (context) => {
+        const aborted = new Promise<void>((_, reject) => {
+          context.signal.addEventListener('abort', () => reject(context.signal.reason as Error))
+        })
+        await Promise.all([aborted, collectGarbage()])
+      },
+    })
+    const stopping = new AbortController()
+    const timer = setTimeout(() => stopping.abort(new Error('the limit did not come')), 10_000)
+    expect(await compensate(ctx, due?.attempt ?? '', stopping.signal, 300)).toBe('failed')
+    clearTimeout(timer)
+    const [row] =
+      await sql`select compensation, compensation_error as error from holdfast.distributed_transactions`
+    expect(row).toEqual({ compensation: 'due', error: 'it took longer than 300 ms' })
+  })
+
   it('is tried again later, and after ten failures an operator’s', async () => {
     const { ctx } = await arrange()
     const spec = specOf(newLog(), {

@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict'
-import { findJob } from '../../src/db/jobs.ts'
 import type { Tx } from '../../src/db/tx.ts'
 import { beginDistributed } from '../../src/jobs/begin.ts'
 import { compensate, dueCompensations } from '../../src/jobs/compensate.ts'
@@ -7,8 +6,8 @@ import type { JobContext } from '../../src/jobs/context.ts'
 import { enqueueJob } from '../../src/jobs/enqueue-job.ts'
 import { cancelJob } from '../../src/jobs/job-control.ts'
 import { defineJob, type JobDefinition } from '../../src/jobs/job-definition.ts'
-import { registerJob, runJob } from '../../src/jobs/run-job.ts'
-import { RunningJobs } from '../../src/jobs/running-jobs.ts'
+import { registerJob } from '../../src/jobs/run-job.ts'
+import { runJobToItsEnd } from './run-job-to-its-end.ts'
 import type { Scenario } from './scenarios.ts'
 
 /**
@@ -50,20 +49,10 @@ async function arrange(ctx: JobContext, kind: Kind): Promise<string> {
   return (await enqueueJob(ctx, definitionOf(ctx, kind), null)).jobId
 }
 
-/** Runs the job to its end, as a worker that looks again and again does. */
+/** Runs the one job that there is. */
 async function runToItsEnd(ctx: JobContext, kind: Kind): Promise<void> {
-  const { sql } = ctx.databases.primary
-  const definition = definitionOf(ctx, kind)
-  const runner = { ctx, definitions: new Map([[definition.name, definition]]), running: new RunningJobs() }
-  const [row] = await sql<{ id: string }[]>`select id from holdfast.jobs`
-  const id = row?.id ?? ''
-  for (let round = 0; round < 20; round++) {
-    await runJob(runner, id, signal)
-    const job = await findJob(sql, id)
-    if (job && ['completed', 'failed', 'cancelled'].includes(job.status)) return
-    await sql`update holdfast.jobs set run_at = clock_timestamp() where status = 'queued'`
-  }
-  assert.fail('it comes to no end')
+  const [row] = await ctx.databases.primary.sql<{ id: string }[]>`select id from holdfast.jobs`
+  await runJobToItsEnd(ctx, definitionOf(ctx, kind), row?.id ?? '')
 }
 
 async function finish(ctx: JobContext, kind: Kind): Promise<void> {

@@ -10,10 +10,7 @@ export async function killAt(
   urls: Record<string, string>,
   act: (ctx: JobContext) => Promise<unknown>,
 ): Promise<never> {
-  const databases = new Databases(urls)
-  const { id } = await checkSchema(databases)
-  const log = pino({ level: 'silent' })
-  const ctx = await createJobContext({ databases, installation: id, kind: 'worker', leaseMs: 60_000, log })
+  const ctx = await openVictim(urls)
   watchSteps({
     steps: new Set([step as Step]),
     reached: () => {
@@ -23,4 +20,12 @@ export async function killAt(
   })
   await act(ctx)
   process.exit(3)
+}
+
+/** What jobs need, in a process that will not close it. */
+export async function openVictim(urls: Record<string, string>): Promise<JobContext> {
+  const databases = new Databases(urls)
+  const { id } = await checkSchema(databases)
+  const log = pino({ level: 'silent' })
+  return createJobContext({ databases, installation: id, kind: 'worker', leaseMs: 60_000, log })
 }

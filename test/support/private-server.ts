@@ -1,8 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, expect } from 'vitest'
+import { afterAll, beforeAll, expect, inject } from 'vitest'
 import { createDatabase } from '../../src/db/create-database.ts'
 import { freePort } from '../../src/db/embedded/free-port.ts'
 import { processesOf } from '../../src/db/embedded/postgres-processes.ts'
@@ -20,7 +19,7 @@ class PrivateServer {
   }
 
   async start(): Promise<void> {
-    if (this.#dir === '') this.#dir = await mkdtemp(join(tmpdir(), 'holdfast-trouble-'))
+    if (this.#dir === '') this.#dir = await mkdtemp(join(inject('folder'), 'server-'))
     if (this.#port === '') this.#port = String(await freePort())
     const settings = { fsync: 'off', full_page_writes: 'off', ...this.#settings, port: this.#port }
     this.#uses.push(await startEmbedded({ dir: this.#dir, settings }))
@@ -53,5 +52,16 @@ export function usePrivateServer(settings: Record<string, string> = {}): Private
   const server = new PrivateServer(settings)
   beforeAll(() => server.start())
   afterAll(() => server.end())
+  return server
+}
+
+/**
+ * The same at once, for files that find out on it which tests they have. Where no hook runs, since the file is only listed
+ * or fails before, the folder goes with the run's, and a server without its folder ends by itself.
+ */
+export async function startPrivateServer(settings: Record<string, string> = {}): Promise<PrivateServer> {
+  const server = new PrivateServer(settings)
+  afterAll(() => server.end())
+  await server.start()
   return server
 }

@@ -12,6 +12,8 @@ declare module 'vitest' {
     postgres: { east: string; west: string }
     /** a private Redis; undefined where there is no redis-server */
     redis: string | undefined
+    /** for what files of tests put on disk; removed after the run */
+    folder: string
     /** where the repository stands compiled, for what is started as a process */
     compiled: string
   }
@@ -39,9 +41,10 @@ export default async function setup(project: TestProject): Promise<() => Promise
   }
   project.provide('postgres', { east: east.url, west: west.url })
   project.provide('redis', redis?.url)
+  project.provide('folder', dir)
   project.provide('compiled', compiled.dir)
   return async () => {
     await Promise.all([east.release(), west.release(), redis?.stop()])
-    await Promise.all([compiled.remove(), rm(dir, { recursive: true, force: true })])
+    await Promise.all([compiled.remove(), rm(dir, { recursive: true, force: true, maxRetries: 5 })])
   }
 }
