@@ -58,7 +58,8 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
   const read: Source<Row>['read'] = async (tx, cursor, limit, until = null) => {
     // Anew where reading begins: an index may be gone since, a column be another.
     const known = cursor === null ? undefined : described
-    const chunk = await readBetween(tx, await (known ?? describe(tx)), rangeOf(cursor, until), limit)
+    const range = rangeOf(cursor, until)
+    const chunk = await readBetween(tx, await (known ?? describe(tx)), range, limit)
     // What a row looks like is the caller's word: the type parameter of keyset.
     return chunk as Omit<typeof chunk, 'rows'> & { rows: Row[] }
   }
@@ -73,7 +74,8 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
     version: {
       of: read,
       async ask(sql, cursor, limit, until) {
-        const text = versionText(await (described ?? describe(sql)), rangeOf(cursor, until), limit)
+        const range = rangeOf(cursor, until)
+        const text = versionText(await (described ?? describe(sql)), range, limit)
         if (text === undefined) return undefined
         return (tx) => tx.unsafe<{ version: string }[]>(text).then(([row]) => row?.version ?? '')
       },
@@ -90,7 +92,8 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
       })
     },
     async split(sql, after, until, parts) {
-      return splitBetween(sql, await describe(sql), rangeOf(after, until), parts)
+      const range = rangeOf(after, until)
+      return splitBetween(sql, await describe(sql), range, parts)
     },
   }
 }
