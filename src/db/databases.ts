@@ -23,6 +23,7 @@ export class Participant {
   /** apart from the others: whoever reads page by page uses a transaction for what it does with a page */
   readonly #reading: ConnectionPool
   readonly limits: Limits
+  #snapshots = 0
   /** the role that owns every gid here, as the installation records it; set when the schema was checked */
   ownerRole: string | undefined
   /** its schema, its name and its owner role were checked */
@@ -61,9 +62,18 @@ export class Participant {
     return this.#inTransaction(`BEGIN ISOLATION LEVEL READ COMMITTED${setting}`, work, last?.act)
   }
 
-  /** Reads in a transaction of its own, whose statements all see the same moment. */
-  async snapshot<T>(read: (tx: Tx) => Promise<T>): Promise<T> {
-    return this.#inTransaction('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY', read)
+  /**
+   * Reads in a transaction of its own, whose statements all see the same moment. Undefined where half of the connections for
+   * transactions are read on like that: what takes the next step of something prepared must find one.
+   */
+  async snapshot<T>(read: (tx: Tx) => Promise<T>): Promise<T | undefined> {
+    if (this.#snapshots >= this.limits.queries / 2) return undefined
+    this.#snapshots++
+    try {
+      return await this.#inTransaction('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY', read)
+    } finally {
+      this.#snapshots--
+    }
   }
 
   async #inTransaction<T>(

@@ -1,4 +1,4 @@
-import { quoteIdentifier } from './quote.ts'
+import { quoteIdentifier, quoteLiteral } from './quote.ts'
 
 /** A column of a key, as the database compares it. */
 export type KeyColumn = {
@@ -22,6 +22,13 @@ export class Parameters {
 
   add(value: string): string {
     return `$${this.values.push(value)}`
+  }
+}
+
+/** None: the values stand in the statement itself, which is then sent without asking the database first what it is like. */
+export class Literals extends Parameters {
+  override add(value: string): string {
+    return quoteLiteral(value)
   }
 }
 

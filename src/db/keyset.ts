@@ -1,5 +1,13 @@
 import { SourceKeyError } from './errors.ts'
-import { divide, type KeyColumn, type KeyValues, orderOf, Parameters, type Range } from './keyset-range.ts'
+import {
+  divide,
+  type KeyColumn,
+  type KeyValues,
+  Literals,
+  orderOf,
+  Parameters,
+  type Range,
+} from './keyset-range.ts'
 import { quoteIdentifier } from './quote.ts'
 import type { Sql, Tx } from './tx.ts'
 
@@ -113,22 +121,22 @@ export function orderedText(
 }
 
 /**
- * A query of one value, `version`, that is another as soon as readBetween with the same arguments would read other rows, or
- * other versions of them: what it reads is told apart by where each row version is and which transaction made it. Undefined
- * where the database keeps no versions, or reads in several parts.
+ * A query of one value, `version`, that is another as soon as readBetween with the same arguments would read other rows, other
+ * versions of them, or other columns. A row version is known by where it is and by the transaction that made it. Where it is
+ * changes its meaning when the table is written anew (VACUUM FULL), and what is read of it changes with a column that is added
+ * without that; so which file it is in and the versions of the columns belong to it. Undefined where the database keeps no
+ * versions, or reads in several parts.
  */
-export function versionText(
-  keyset: Keyset,
-  range: Range,
-  limit: number,
-  parameters: Parameters,
-): string | undefined {
-  if (!keyset.proven || keyset.columns.some(({ nulls }) => nulls !== undefined)) return undefined
-  const system = ['tableoid', 'ctid', 'xmin']
-  const hashes = system.map((column) => `hash_array_extended(array_agg(${column}), 0)`)
+export function versionText(keyset: Keyset, range: Range, limit: number): string | undefined {
+  const { proven, columns, origin } = keyset
+  if (!proven || !origin || columns.some(({ nulls }) => nulls !== undefined)) return undefined
+  const parts = ['tableoid', 'pg_relation_filenode(tableoid)', 'ctid', 'xmin']
+  const hashes = parts.map((part) => `hash_array_extended(array_agg(${part}), 0)`)
   return `
-    select concat_ws(':', count(*), ${hashes.join(', ')}) as version
-    from (${orderedText(keyset, range, limit + 1, parameters, system.join(', '))}) as source`
+    select concat_ws(':', count(*), ${hashes.join(', ')},
+      (select hash_array_extended(array_agg(xmin order by attnum), 0) from pg_catalog.pg_attribute
+       where attrelid = ${Math.trunc(origin.relation)} and attnum > 0)) as version
+    from (${orderedText(keyset, range, limit + 1, new Literals(), 'tableoid, ctid, xmin')}) as source`
 }
 
 /** How many rows stand in a range now, and the sum of the hashes of their keys. */

@@ -8,8 +8,11 @@ import { type BatchTxs, type BatchWork, hookContext, stageStep } from './batch-s
 import type { Ahead, ReadAhead } from './read-ahead.ts'
 import type { Chunk, Source } from './source.ts'
 
-/** `status`: what was asked of the job until its chunk was at its end. `size`: how many rows it was to have. */
-export type CommittedChunk = { position: BatchPosition; status: BatchStatus | undefined; size: number }
+/** `status`: what was asked of the job until its chunk was at its end. */
+export type CommittedChunk = { position: BatchPosition; status: BatchStatus | undefined }
+
+/** `size`: how many rows were asked for. `tookMs`: the transaction, without one that was in vain. */
+export type ProcessedChunk = CommittedChunk & { size: number; tookMs: number }
 
 /** What a chunk read, for whoever wants to know why it failed. */
 export class ChunkError extends Error {
@@ -37,7 +40,7 @@ export async function runChunk(
   at: BatchRange,
   size: number,
   ahead?: ReadAhead,
-): Promise<CommittedChunk> {
+): Promise<ProcessedChunk> {
   const early = await ahead?.take(at.position.cursor, at.until)
   if (early) {
     try {
@@ -58,23 +61,26 @@ async function tryChunk(
   size: number,
   ahead: ReadAhead | undefined,
   early?: Ahead,
-): Promise<CommittedChunk> {
+): Promise<ProcessedChunk> {
+  const began = performance.now()
   let read: Chunk<object> = early?.chunk ?? { rows: [], keys: [], cursor: null, last: false }
   const n = before.n + 1n
   try {
-    return await stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
+    const committed = await stageStep(work, `${chunkPrefix(work, range)}${n}`, async (txs, send, attempt) => {
       if (!early) read = await readSource(work, txs, before.cursor, size, until)
       const { rows, digest, cursor, last, unreadable } = read
-      if (unreadable) throw unreadable
+      // Whatever the work makes of the array.
+      const count = rows.length
       await unlessChanged(work, txs, early, async () => {
+        if (unreadable) throw unreadable
         if (!last) ahead?.start(cursor, size, until)
-        if (rows.length > 0)
+        if (count > 0)
           await work.definition.process(rows, { ...hookContext(work, txs, `chunk ${n}`), chunk: n, range })
       })
-      const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows.length), last }
-      const record = { jobId: work.job.id, range, attempt, rows: rows.length, failed: 0, digest }
+      const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(count), last }
+      const record = { jobId: work.job.id, range, attempt, rows: count, failed: 0, digest }
       send(appendBatchPosition(txs.primary, { ...record, ...after }))
-      const chunk: CommittedChunk = { position: after, status: undefined, size: early?.size ?? size }
+      const chunk: CommittedChunk = { position: after, status: undefined }
       send(
         readBatchStatus(txs.primary, work.job.id).then((status) => {
           chunk.status = status
@@ -82,6 +88,7 @@ async function tryChunk(
       )
       return chunk
     })
+    return { ...committed, size: early?.size ?? size, tookMs: performance.now() - began }
   } catch (error) {
     if (error instanceof ChangedSinceError) throw error
     throw new ChunkError(error, read.keys.length, read.keys[0] ?? null)
@@ -89,7 +96,11 @@ async function tryChunk(
 }
 
 /** What a chunk was read ahead from is not so any more: whatever was done with it, and whatever it failed of, was in vain. */
-class ChangedSinceError extends Error {}
+class ChangedSinceError extends Error {
+  constructor() {
+    super('what was read ahead has changed; the chunk is read again')
+  }
+}
 
 /**
  * Does work with what was read ahead, and throws ChangedSinceError where it has changed before. That is asked for in the chunk's own
@@ -103,7 +114,6 @@ async function unlessChanged(
 ): Promise<void> {
   const { version } = early ?? {}
   const asked = version && Promise.resolve(version.ask(sourceTx(source, txs)))
-  // An answer that fails fails the transaction as well.
   asked?.catch(() => undefined)
   let failed: { error: unknown } | undefined
   try {
@@ -111,9 +121,8 @@ async function unlessChanged(
   } catch (error) {
     failed = { error }
   }
-  const now = await asked?.catch((error: unknown) => {
-    throw failed ? failed.error : error
-  })
+  // Where the question itself failed, what came after it failed of that.
+  const now = await asked
   if (now !== version?.read) throw new ChangedSinceError()
   if (failed) throw failed.error
 }
@@ -138,7 +147,7 @@ export async function setRowAside(
     const after = { n, cursor, rowsTotal: before.rowsTotal + BigInt(rows), last }
     const record = { jobId, range, attempt, rows, failed: 1, digest }
     send(appendBatchPosition(txs.primary, { ...record, ...after }))
-    return { position: after, status: 'running' as const, size: 1 }
+    return { position: after, status: 'running' as const }
   }).catch((failure: unknown) => {
     if (failure instanceof OtherRowError) return undefined
     throw failure

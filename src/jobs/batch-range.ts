@@ -12,7 +12,14 @@ import { messageOf } from '../db/message-of.ts'
 import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
 import { reached } from '../db/steps.ts'
 import { newAttempt } from '../db/transaction-name.ts'
-import { ChunkError, type CommittedChunk, chunkPrefix, runChunk, setRowAside } from './batch-chunk.ts'
+import {
+  ChunkError,
+  type CommittedChunk,
+  chunkPrefix,
+  type ProcessedChunk,
+  runChunk,
+  setRowAside,
+} from './batch-chunk.ts'
 import { type BatchWork, resolveSteps, sourceDatabase } from './batch-step.ts'
 import { ChunkPlan } from './chunk-plan.ts'
 import { pause } from './pause.ts'
@@ -78,6 +85,7 @@ export class RangeRun {
     } finally {
       this.#ended = true
       this.#splitAsked?.resolve(undefined)
+      await this.#ahead?.end()
     }
   }
 
@@ -150,15 +158,16 @@ export class RangeRun {
       if (after) ctx.log.warn({ jobId: job.id, row: firstKey, err: cause }, 'row set aside')
       else this.#plan.reset()
     }
-    const began = performance.now()
-    const whole = !this.#plan.narrowing
-    // What is narrowed down has failed: nobody knows what comes next.
-    const ahead = whole ? this.#ahead : undefined
-    after ??= await runChunk(this.#work, this.#at, this.#plan.next.size, ahead)
+    let processed: ProcessedChunk | undefined
+    if (!after) {
+      // What is narrowed down has failed: nobody knows what comes next.
+      const ahead = this.#plan.narrowing ? undefined : this.#ahead
+      after = processed = await runChunk(this.#work, this.#at, this.#plan.next.size, ahead)
+    }
     this.#at = { ...this.#at, position: after.position }
     this.#control.moved(after.position.rowsTotal - before)
+    if (processed && !this.#plan.narrowing) this.#adapt(processed)
     this.#plan.succeeded()
-    if (whole) this.#adapt(after.size, performance.now() - began)
     this.#failures = 0
     return after
   }
@@ -167,7 +176,7 @@ export class RangeRun {
    * Towards the target, by no more than twice at once: one slow chunk says little. From the chunk's own size: it may have been
    * read before the one ahead of it changed the size.
    */
-  #adapt(size: number, tookMs: number): void {
+  #adapt({ size, tookMs }: ProcessedChunk): void {
     const { chunkSize } = this.#work.definition
     if (typeof chunkSize !== 'object') return
     const factor = Math.min(2, Math.max(0.5, chunkSize.targetMs / Math.max(1, tookMs)))

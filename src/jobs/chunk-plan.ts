@@ -35,7 +35,8 @@ export class ChunkPlan {
   /** `rows`: how many there were. */
   failed(rows: number): void {
     const part = this.#parts.pop()
-    const size = Math.min(part?.size ?? this.#size, rows)
+    // A whole chunk may have been read when its size was another one.
+    const size = part ? Math.min(part.size, rows) : rows
     if (size > 1) this.#divide(size)
     else {
       this.#parts.push({ size: 1, first: false })

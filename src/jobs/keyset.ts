@@ -3,7 +3,7 @@ import type { Json } from '../db/json.ts'
 import { digestBetween, type Keyset, readBetween, versionText } from '../db/keyset.ts'
 import { describeQuery, describeTable, type KeyEntry } from '../db/keyset-columns.ts'
 import { countRows } from '../db/keyset-count.ts'
-import { type KeyValues, Parameters } from '../db/keyset-range.ts'
+import type { KeyValues } from '../db/keyset-range.ts'
 import { splitBetween } from '../db/keyset-split.ts'
 import type { Sql } from '../db/tx.ts'
 import type { Source } from './source.ts'
@@ -55,24 +55,30 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
     return described
   }
   const tables = options.tables ?? (table === undefined ? undefined : [table])
+  const read: Source<Row>['read'] = async (tx, cursor, limit, until = null) => {
+    // Anew where reading begins: an index may be gone since, a column be another.
+    const known = cursor === null ? undefined : described
+    const range = rangeOf(cursor, until)
+    const chunk = await readBetween(tx, await (known ?? describe(tx)), range, limit)
+    // What a row looks like is the caller's word: the type parameter of keyset.
+    return chunk as Omit<typeof chunk, 'rows'> & { rows: Row[] }
+  }
+  const rangeOf = (cursor: Json, until: Json) => ({
+    after: checkCursor(cursor, key),
+    until: checkCursor(until, key),
+  })
   return {
     ...(tables && { tables }),
     ...(database !== undefined && { database }),
-    async read(tx, cursor, limit, until = null) {
-      // Anew where reading begins: an index may be gone since, a column be another.
-      const known = cursor === null ? undefined : described
-      const range = { after: checkCursor(cursor, key), until: checkCursor(until, key) }
-      const chunk = await readBetween(tx, await (known ?? describe(tx)), range, limit)
-      // What a row looks like is the caller's word: the type parameter of keyset.
-      return chunk as Omit<typeof chunk, 'rows'> & { rows: Row[] }
-    },
-    async version(sql, cursor, limit, until) {
-      const range = { after: checkCursor(cursor, key), until: checkCursor(until, key) }
-      const parameters = new Parameters()
-      const text = versionText(await (described ?? describe(sql)), range, limit, parameters)
-      if (text === undefined) return undefined
-      return (tx) =>
-        tx.unsafe<{ version: string }[]>(text, parameters.values).then(([row]) => row?.version ?? '')
+    read,
+    version: {
+      of: read,
+      async ask(sql, cursor, limit, until) {
+        const range = rangeOf(cursor, until)
+        const text = versionText(await (described ?? describe(sql)), range, limit)
+        if (text === undefined) return undefined
+        return (tx) => tx.unsafe<{ version: string }[]>(text).then(([row]) => row?.version ?? '')
+      },
     },
     async count(sql) {
       return countRows(sql, await describe(sql))
@@ -86,7 +92,7 @@ export function keyset<Row extends object = Record<string, unknown>>(options: Ke
       })
     },
     async split(sql, after, until, parts) {
-      const range = { after: checkCursor(after, key), until: checkCursor(until, key) }
+      const range = rangeOf(after, until)
       return splitBetween(sql, await describe(sql), range, parts)
     },
   }

@@ -12,7 +12,7 @@ export type Ahead = {
 
 type Read = { cursor: Json; until: Json; at: number; ahead: Promise<Ahead | undefined> }
 
-/** What was read longer ago is read again: the job may have been held meanwhile. */
+/** What nobody asks for again is read anew after that: the job may have been held meanwhile. */
 const keptMs = 1_000
 
 /** Of a source that somebody changes all the time, the most chunks in a row that are not read ahead. */
@@ -44,9 +44,10 @@ export class ReadAhead {
       return
     }
     const { ctx, source } = this.#work
-    if (!this.#promised && !source.version) return
+    if (!this.#promised && source.version?.of !== source.read) return
     const ahead = this.#begin(cursor, size, until).catch((err: unknown) => {
       ctx.log.debug({ err }, 'not read ahead')
+      this.changed()
       return undefined
     })
     this.#read = { cursor, until, at: performance.now(), ahead }
@@ -55,9 +56,14 @@ export class ReadAhead {
   async take(cursor: Json, until: Json): Promise<Ahead | undefined> {
     const read = this.#read
     this.#read = undefined
-    if (!read || performance.now() - read.at > keptMs) return undefined
+    if (!read || (this.#promised && performance.now() - read.at > keptMs)) return undefined
     if (!sameJson(read.cursor, cursor) || !sameJson(read.until, until)) return undefined
     return read.ahead
+  }
+
+  /** Waits for a read that nobody has taken. */
+  async end(): Promise<void> {
+    await this.#read?.ahead
   }
 
   /** What was taken was still so. */
@@ -65,7 +71,7 @@ export class ReadAhead {
     this.#rest = 0
   }
 
-  /** What was taken had changed. */
+  /** What was taken had changed, or could not be read. */
   changed(): void {
     this.#rest = Math.min(longestRest, 2 * this.#rest || 1)
     this.#resting = this.#rest
@@ -76,12 +82,12 @@ export class ReadAhead {
     const database = sourceDatabase(this.#work)
     if (this.#promised)
       return { size, chunk: await database.transaction((tx) => source.read(tx, cursor, size, until)) }
-    const ask = await source.version?.(database.sql, cursor, size, until)
+    const ask = await source.version?.ask(database.sql, cursor, size, until)
     if (!ask) return undefined
     // Of one moment, or the version would not be that of what was read.
-    const [version, chunk] = await database.snapshot((tx) =>
-      Promise.all([ask(tx), source.read(tx, cursor, size, until)]),
-    )
+    const read = await database.snapshot((tx) => Promise.all([ask(tx), source.read(tx, cursor, size, until)]))
+    if (!read) return undefined
+    const [version, chunk] = read
     return { size, chunk, version: { read: version, ask } }
   }
 }

@@ -13,10 +13,11 @@ export type Source<Row> = {
    */
   read(tx: Tx, cursor: Json, limit: number, until?: Json): Promise<Chunk<Row>>
   /**
-   * Asks for what tells one result of `read` with these arguments from another one: as long as it is the same, `read` would
-   * read the same. Then a chunk is read while the one before it is processed. Undefined where nothing tells.
+   * How to tell whether `read` would read the same again; then a chunk is read while the one before it is processed. Without
+   * it, it is not. `of` is the `read` that it knows: whoever makes a source of another one with a `read` of its own has no version
+   * until it says so.
    */
-  version?(sql: Sql, cursor: Json, limit: number, until: Json): Promise<AskVersion | undefined>
+  readonly version?: { readonly of: Source<Row>['read']; readonly ask: VersionOf }
   /** How many rows there are; exact: false for an estimate. */
   count?(sql: Sql): Promise<{ rows: bigint; exact: boolean }>
   /** What the source says now of the rows after `after`, up to and including `until`. */
@@ -24,6 +25,9 @@ export type Source<Row> = {
   /** Cuts the rows after `after`, up to and including `until` (null: open), into parts of about the same number of rows. */
   split?(sql: Sql, after: Json, until: Json, parts: number): Promise<Split>
 }
+
+/** What to ask for; undefined where nothing tells. The answer is another one as soon as `read` with these arguments would read something else. */
+type VersionOf = (sql: Sql, cursor: Json, limit: number, until: Json) => Promise<AskVersion | undefined>
 
 /** Sent at once, so that what is sent after it cannot change the answer. */
 export type AskVersion = (tx: Tx) => PromiseLike<string>

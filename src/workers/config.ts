@@ -312,11 +312,18 @@ function queueProblems(
   jobs: readonly JobDefinition[],
 ): string[] {
   const used = new Set([defaultQueue, ...jobs.map(queueOf)])
-  return Object.keys(queues).flatMap((name) => {
+  // What finds no room is given back to the queue, and has used up one of the queue's runs.
+  const wasteful = jobs.filter((job) => job.concurrency !== undefined && queues[queueOf(job)]?.rateLimit)
+  const problems = wasteful.map(
+    (job) =>
+      `jobs: ${job.name} has a concurrency of its own on the queue ${queueOf(job)}, which has a rateLimit; give it a queue of its own, with that concurrency`,
+  )
+  const ofNames = Object.keys(queues).flatMap((name) => {
     const problem = queueProblem(name)
     if (problem) return [`queues: a name ${problem}, not ${JSON.stringify(name)}`]
     return used.has(name) ? [] : [`queues: no job runs from ${name}; name it as the \`queue\` of a job`]
   })
+  return [...ofNames, ...problems]
 }
 
 function allQueues(

@@ -176,7 +176,8 @@ export class Queues {
     const options = {
       concurrency,
       lockDuration: lockMs,
-      stalledInterval: lockMs,
+      // A killed worker's job keeps its place in a limited queue until this has looked twice after the lock ended.
+      stalledInterval: Math.ceil(lockMs / 3),
       // A worker that was killed is not the job's fault; what it must not repeat is fenced in PostgreSQL.
       maxStalledCount: 2_147_483_647,
       // How long a blocking fetch waits before it looks again, in seconds.

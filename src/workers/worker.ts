@@ -135,6 +135,8 @@ export class WorkerService {
     await recordSnapshot(this.#ctx.databases.primary)
     await watchOutbox(this.#ctx)
     await watchJobs(this.#ctx)
+    // Also those that have none: an older worker with another config may have set some until it stopped.
+    for (const [queue, limits] of this.#ctx.config.queues) await this.#ctx.queues.limit(queue, limits)
   }
 
   async #cleanUp(job: string, signal: AbortSignal): Promise<void> {

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { deferred } from '../../src/db/deferred.ts'
 import type { Json } from '../../src/db/json.ts'
-import type { Tx } from '../../src/db/tx.ts'
+import type { Sql, Tx } from '../../src/db/tx.ts'
 import { type BatchDefinition, defineBatch } from '../../src/jobs/batch-definition.ts'
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { keyset } from '../../src/jobs/keyset.ts'
@@ -16,8 +16,8 @@ type Row = { id: number; note: string }
 const signal = new AbortController().signal
 const source = keyset<Row>({ table: 'source', key: ['id'] })
 
-async function arrange(changes: Partial<BatchDefinition<unknown, Row>> = {}) {
-  const ctx = await openContext(await newDatabases())
+async function arrange(changes: Partial<BatchDefinition<unknown, Row>> = {}, lockTimeoutMs = 5_000) {
+  const ctx = await openContext(await newDatabases(), { lockTimeoutMs })
   const { sql } = ctx.databases.primary
   await sql`create table source (id int primary key, note text not null default 'old')`
   await sql`create table target (id int, note text)`
@@ -45,18 +45,21 @@ async function copy(rows: readonly Row[], { tx }: Pick<Context, 'tx'>): Promise<
   await tx`insert into target ${tx(rows, 'id', 'note')}`
 }
 
+/** The source's own, of another `read` that reads the same. */
+function versionOf(read: Source<Row>['read']): Pick<Source<Row>, 'version'> {
+  return source.version ? { version: { ...source.version, of: read } } : {}
+}
+
 /** Tells where it was read, and which chunks were made of that. */
 function watched() {
   const reads: Json[] = []
   const secondRead = deferred<void>()
-  const from: Source<Row> = {
-    ...source,
-    read: async (tx, cursor, limit, until) => {
-      const chunk = await source.read(tx, cursor, limit, until)
-      if (reads.push(cursor) === 2) secondRead.resolve()
-      return chunk
-    },
+  const read: Source<Row>['read'] = async (tx, cursor, limit, until) => {
+    const chunk = await source.read(tx, cursor, limit, until)
+    if (reads.push(cursor) === 2) secondRead.resolve()
+    return chunk
   }
+  const from: Source<Row> = { ...source, read, ...versionOf(read) }
   return { from, reads, secondRead: secondRead.promise }
 }
 
@@ -168,6 +171,101 @@ describe('a chunk that was read ahead', () => {
   })
 })
 
+describe('between two chunks', () => {
+  /** The first chunk is held until the second was read ahead and `ddl` waits for it, so that this comes right between them. */
+  async function between(
+    first: (sql: Sql) => Promise<unknown>,
+    ddl: string,
+    process = copy,
+    lockTimeoutMs?: number,
+  ) {
+    const { from, reads, secondRead } = watched()
+    let done: Promise<unknown> | undefined
+    const seen: number[] = []
+    const arranged = await arrange(
+      {
+        source: from,
+        async process(rows, context) {
+          seen.push(rows.length)
+          if (context.chunk === 1n) {
+            await secondRead
+            await first(sql)
+            done = sql.unsafe(ddl).then(() => undefined)
+            done.catch(() => undefined)
+            await expect
+              .poll(async () => sql`select 1 from pg_locks where not granted and database is not null`)
+              .toHaveLength(1)
+          }
+          await process(rows, context)
+        },
+      },
+      lockTimeoutMs,
+    )
+    const { sql } = arranged
+    return { ...arranged, reads, seen, done: () => done }
+  }
+
+  it('the table is written anew: where a row version is means something else', async () => {
+    const { sql, run, verify, done } = await between(
+      (all) => all`delete from source where id in (12, 15)`,
+      'vacuum full source',
+    )
+    expect(await run()).toBe('completed')
+    await done()
+    expect(await sql`select id from target order by id`).toEqual(await sql`select id from source order by id`)
+    expect(await verify()).toMatchObject({ proved: true })
+  })
+
+  it('a column is added, without a new version of any row', async () => {
+    const { sql, run, done } = await between(
+      (all) => all`select 1`,
+      `alter table source add column status text not null default 'active'`,
+      async (rows, { tx }) => {
+        for (const { id, ...rest } of rows)
+          await tx`insert into target values (${id}, ${(rest as { status?: string }).status ?? null})`
+      },
+    )
+    expect(await run()).toBe('completed')
+    await done()
+    expect(await sql`select min(id), max(id), note from target group by note order by note`).toEqual([
+      { min: 11, max: 47, note: 'active' },
+      { min: 1, max: 10, note: null },
+    ])
+  })
+
+  it('somebody locks the table for longer than the question waits: nothing is charged, and nothing narrowed down', async () => {
+    const { run, seen, done } = await between(
+      (all) => all`select 1`,
+      `do $$ begin lock table source in access exclusive mode; perform pg_sleep(1); end $$`,
+      copy,
+      100,
+    )
+    expect(await run()).toBe('completed')
+    await done()
+    expect(new Set(seen)).toEqual(new Set([10, 7]))
+  })
+})
+
+describe('a row that fails in a chunk that was read before the size shrank', () => {
+  it('is the one that is set aside', async () => {
+    const sizes: number[] = []
+    const { sql, run } = await arrange({
+      chunkSize: { min: 1, max: 2, targetMs: 300 },
+      skipLimit: 1,
+      async process(rows, context) {
+        sizes.push(rows.length)
+        // Longer than it should be: what comes next is smaller, and was read already.
+        if (rows.some(({ id }) => id === 4)) await context.tx`select pg_sleep(0.8)`
+        if (rows.some(({ id }) => id === 6)) await context.tx`select 1 / 0`
+        await copy(rows, context)
+      },
+    })
+    expect(await run()).toBe('completed')
+    expect(await sql`select row_key from holdfast.batch_failures`).toEqual([{ row_key: ['6'] }])
+    expect(await sql`select id from source except select id from target`).toEqual([{ id: 6 }])
+  })
+})
+
 describe('what was read ahead', () => {
   async function reading(from: Source<Row> = source, promised = false) {
     const { ctx } = await arrange()
@@ -192,35 +290,68 @@ describe('what was read ahead', () => {
   it('is of one moment: a row that came and went is not in it', async () => {
     const { ctx, sql } = await arrange()
     const versioned = deferred<void>()
-    const ahead = new ReadAhead(
-      {
-        ctx,
-        source: {
-          ...source,
-          async version(...args) {
-            const ask = await source.version?.(...args)
-            return (
-              ask &&
-              ((tx) =>
-                ask(tx).then((version) => {
-                  versioned.resolve()
-                  return version
-                }))
-            )
-          },
-          async read(...args) {
-            await versioned.promise
-            await sql`insert into source values (0)`
-            const chunk = await source.read(...args)
-            await sql`delete from source where id = 0`
-            return chunk
-          },
-        },
-      },
-      false,
-    )
+    const read: Source<Row>['read'] = async (...args) => {
+      await versioned.promise
+      await sql`insert into source values (0)`
+      const chunk = await source.read(...args)
+      await sql`delete from source where id = 0`
+      return chunk
+    }
+    const ask: NonNullable<Source<Row>['version']>['ask'] = async (...args) => {
+      const asked = await source.version?.ask(...args)
+      return (
+        asked &&
+        ((tx) =>
+          asked(tx).then((version) => {
+            versioned.resolve()
+            return version
+          }))
+      )
+    }
+    const ahead = new ReadAhead({ ctx, source: { ...source, read, version: { of: read, ask } } }, false)
     ahead.start(['-1'], 3, null)
     expect((await ahead.take(['-1'], null))?.chunk.rows).toMatchObject([{ id: 1 }, { id: 2 }, { id: 3 }])
+  })
+
+  it('is nothing for a source of which another one made a `read` of its own', async () => {
+    const ahead = await reading({ ...source, read: (...args) => source.read(...args) })
+    ahead.start(null, 5, null)
+    expect(await ahead.take(null, null)).toBeUndefined()
+  })
+
+  it('takes half of the connections for transactions at the most', async () => {
+    const { ctx } = await arrange()
+    const gate = deferred<void>()
+    const { primary } = ctx.databases
+    const held = Array.from({ length: primary.limits.queries / 2 }, () =>
+      primary.snapshot(() => gate.promise),
+    )
+    expect(await primary.snapshot(async () => 'read')).toBeUndefined()
+    gate.resolve()
+    await Promise.all(held)
+    expect(await primary.snapshot(async () => 'read')).toBe('read')
+  })
+
+  it('is at its end when the run is', async () => {
+    const read: Source<Row>['read'] = async (tx, cursor, ...rest) => {
+      const [chunk] = await Promise.all([
+        source.read(tx, cursor, ...rest),
+        cursor === null ? undefined : tx`select pg_sleep(1), 'read ahead'`,
+      ])
+      return chunk
+    }
+    const { sql, run } = await arrange({
+      source: { ...source, read, ...versionOf(read) },
+      async process(_rows, { tx }) {
+        await tx`select 1 / 0`
+      },
+    })
+    expect(await run()).toBe('failed')
+    expect(
+      await sql`
+        select query from pg_stat_activity
+        where datname = current_database() and state = 'active' and pid <> pg_backend_pid() and query like '%read ahead%'`,
+    ).toEqual([])
   })
 
   it('is nothing where the read failed: the chunk reads for itself', async () => {

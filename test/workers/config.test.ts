@@ -67,6 +67,11 @@ describe('resolveConfig', () => {
       expect.stringContaining('config.queues.jobs.concurrency'),
       expect.stringContaining('config.queues.jobs.rateLimit.durationMs'),
     ])
+    const few = defineJob({ name: 'few', concurrency: 1, queue: 'limited', stage: () => null })
+    const limited = { rateLimit: { max: 1, durationMs: 1_000 } }
+    expect(problemsOf({ jobs: [few], queues: { limited } })).toEqual([
+      expect.stringContaining('few has a concurrency of its own on the queue limited, which has a rateLimit'),
+    ])
     expect(() => defineJob({ name: 'mail', queue: 'outbox', stage: () => null })).toThrow(
       'the name of its queue, "outbox", is one of the queues that are built in',
     )
