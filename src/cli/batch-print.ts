@@ -101,7 +101,7 @@ function advice({ id, status, failed }: JobView): string {
 
 export function describeDryRun(run: DryRun): string {
   const chunks = section(
-    'rolled back',
+    'dry run: each chunk was rolled back, and no job is recorded',
     ['chunk', 'rows', 'work', 'prepare'],
     run.chunks.map((c) => [
       String(c.chunk),

@@ -47,7 +47,7 @@ export function describeJob(job: Job, transactions: readonly JobTransaction[], n
         short(t.quarantine ?? t.reason ?? '-'),
       ]),
     ),
-    advice(job),
+    advice(job, now),
   ]
   return parts.filter((part) => part !== '').join('\n')
 }
@@ -60,7 +60,9 @@ function whatOf({ status, runAt, errors }: Job, now: number): string {
   return status === 'failed' && last ? short(last.message) : '-'
 }
 
-function advice({ id, status }: Job): string {
+function advice({ id, name, status, runAt }: Job, now: number): string {
+  if (status === 'queued' && runAt.getTime() <= now)
+    return `due: a worker runs it whose config has the job ${name}, on its queue\n`
   if (status === 'failed') return `mend what the error names, then: holdfast job retry ${id}\n`
   if (status === 'cancelling') return 'its run lets go of it, or a worker does once the run is over\n'
   return ''

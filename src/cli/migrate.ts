@@ -24,6 +24,7 @@ export function migrateCommand(): Command {
         const result = await migrateAll(databases, config, { roles: options.roles === true })
         for (const migration of result.applied) process.stderr.write(`applied ${migration}\n`)
         if (result.applied.length === 0) process.stderr.write('the schema is up to date\n')
+        if (options.roles === true) process.stderr.write('the roles are there, with their rights\n')
         if (options.json === true) process.stdout.write(`${JSON.stringify(result)}\n`)
       } finally {
         for (const release of releases) await release()

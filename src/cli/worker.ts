@@ -27,6 +27,10 @@ export function workerCommand(): Command {
         process.env,
       )
       const log = createLog(config.logLevel, 'holdfast worker')
+      if (config.jobs.size + config.batches.size + config.sinks.size === 0)
+        log.warn(
+          'no jobs, batches or sinks: the config is holdfast.config.ts (or .js) in the working directory, or name it with -c',
+        )
       const ctx = await createContext(config, 'worker', log)
       await runUntilSignal(ctx, new WorkerService(ctx, options))
     })

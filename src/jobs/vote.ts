@@ -24,7 +24,7 @@ import { traced } from './tracing.ts'
 export type VoteOptions = {
   reason?: string
   /** the token that beginDistributed gave for this service; checked when given. Ask for it from callers you do not trust */
-  token?: string
+  token?: string | undefined
 }
 
 export type VoteResult = {

@@ -360,7 +360,8 @@ function databaseUrls(
   }
   for (const [name, url] of Object.entries(urls)) {
     if (url !== 'embedded' && !/^postgres(ql)?:\/\//.test(url)) {
-      problems.push(`databases.${name}: a URL starts with postgres:// (or the value is embedded)`)
+      const from = name === 'primary' && declared.primary === undefined ? 'DATABASE_URL' : `databases.${name}`
+      problems.push(`${from}: a URL starts with postgres:// (or the value is embedded)`)
     }
   }
   return urls

@@ -9,8 +9,8 @@ import type { WorkerService } from './worker.ts'
 export async function runUntilSignal(ctx: Context, worker: WorkerService): Promise<void> {
   const { promise: signalled, stop } = nextSignal()
   try {
-    await worker.start()
-    const signal = await signalled
+    // A start waits without end for queues that cannot be reached: a signal is heard all the same.
+    const signal = await Promise.race([worker.start().then(() => signalled), signalled])
     // Listened for before anybody can know that the first one arrived: unheard, it would end the process its own way.
     void nextSignal().promise.then((again) => {
       ctx.log.warn({ signal: again }, 'second signal, ending at once')

@@ -1,3 +1,4 @@
+import { hostname } from 'node:os'
 import { type Logger, pino } from 'pino'
 
 /**
@@ -5,7 +6,9 @@ import { type Logger, pino } from 'pino'
  * type, code, message, stack and causes are written: a PostgreSQL error's detail, parameters and query hold payloads.
  */
 export function createLog(level: string, name: string): Logger {
-  return pino({ name, level, serializers: { err: serializeError } }, pino.destination({ fd: 2, sync: true }))
+  // Not pino's own `name`, which lines about a transaction have as well: of two equal keys a reader of JSON keeps one.
+  const base = { pid: process.pid, hostname: hostname(), program: name }
+  return pino({ base, level, serializers: { err: serializeError } }, pino.destination({ fd: 2, sync: true }))
 }
 
 type SerializedError = {

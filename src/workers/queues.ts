@@ -88,6 +88,7 @@ export class Queues {
   readonly #settings: QueueSettings
   readonly #queues = new Map<string, AnyQueue>()
   readonly #workers: AnyWorker[] = []
+  readonly #connecting = new Set<AnyWorker>()
 
   constructor(settings: QueueSettings) {
     this.#settings = settings
@@ -199,7 +200,9 @@ export class Queues {
         ? this.#observe(new Worker(queue, run, { ...options, ...this.#onPostgres() }, createPostgresBackend))
         : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(redis) }))
     this.#workers.push(worker)
+    this.#connecting.add(worker)
     await worker.waitUntilReady()
+    this.#connecting.delete(worker)
   }
 
   /** Stops taking jobs, tells the running ones to stop, and waits for them. */
@@ -207,6 +210,9 @@ export class Queues {
     await Promise.all(
       this.#workers.splice(0).map((worker) => {
         worker.cancelAllJobs('the worker stops')
+        // One that was never connected has no job to wait for, and its close would wait for the connection without end.
+        if (this.#connecting.delete(worker))
+          return within(answerMs, 'closing a worker', worker.close(true)).catch(() => undefined)
         return worker.close()
       }),
     )

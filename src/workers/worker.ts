@@ -52,7 +52,10 @@ export class WorkerService {
     this.#jobs = new JobService(ctx, this.#stopping.signal)
   }
 
-  /** Throws InvalidConfigError where it is to work on a queue that there is none of. */
+  /**
+   * Throws InvalidConfigError where it is to work on a queue that there is none of, and an AbortError where it is
+   * stopped meanwhile.
+   */
   async start(): Promise<void> {
     const { config, queues, log, lease } = this.#ctx
     this.#checkQueues()
@@ -79,6 +82,7 @@ export class WorkerService {
       new Loop('assert queues', config.timing.assertEveryMs, () => this.#assertQueues(), log),
     )
     await this.#assertQueues()
+    this.#stopping.signal.throwIfAborted()
     for (const loop of this.#loops) loop.start()
     log.info(
       {
@@ -100,6 +104,7 @@ export class WorkerService {
   }
 
   async #work(queue: string, concurrency: number, process: Processor): Promise<void> {
+    this.#stopping.signal.throwIfAborted()
     if (this.#queues.has(queue)) await this.#ctx.queues.work(queue, concurrency, process)
   }
 

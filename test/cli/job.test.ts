@@ -57,6 +57,17 @@ describe('holdfast job', () => {
     }
   })
 
+  it('says who runs a job that is due', async () => {
+    const [row] = await ctx.databases.primary.sql<
+      { id: string }[]
+    >`select holdfast.enqueue('unknown', '{}') as id`
+    const shown = await holdfast('show', row?.id ?? '')
+    expect(shown).toMatchObject({
+      code: 0,
+      stderr: expect.stringContaining('whose config has the job unknown'),
+    })
+  })
+
   it('lists, shows, retries and cancels', async () => {
     const jobId = await worker.enqueue('charge', { total: 7 })
     await worker.run(jobId)

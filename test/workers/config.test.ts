@@ -31,6 +31,12 @@ function problemsOf(config: HoldfastConfig): readonly string[] {
 }
 
 describe('resolveConfig', () => {
+  it('names the variable of a URL that is none', () => {
+    expect(() => resolveConfig({}, { DATABASE_URL: 'localhost/shop' })).toThrow(
+      'DATABASE_URL: a URL starts with',
+    )
+  })
+
   it('takes the config first, then the environment, then the embedded default', () => {
     expect(resolveConfig({}, {}).databases).toEqual({ primary: 'embedded' })
     expect(resolveConfig({}, { DATABASE_URL: url, REDIS_URL: '' })).toMatchObject({

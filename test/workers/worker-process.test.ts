@@ -1,8 +1,11 @@
+import { mkdtemp } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, inject, it } from 'vitest'
 import type { JobContext } from '../../src/jobs/context.ts'
 import { enqueueBatchJob } from '../../src/jobs/enqueue-batch.ts'
 import { newDatabases, openContext } from '../support/database.ts'
+import { freePort } from '../support/free-port.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 import { HoldfastProcess } from '../support/process.ts'
 import { copyBatch } from '../support/scenarios.ts'
@@ -39,6 +42,47 @@ async function expectAllOnce(ctx: JobContext): Promise<void> {
     select count(distinct event_id)::int as events, count(distinct subject)::int as subjects from holdfast.inbox`
   expect(inbox).toEqual([{ events: rows, subjects: rows }])
 }
+
+describe('the log of a worker', () => {
+  it('says where its config would be, when there is nothing to run', async () => {
+    const { env } = await arrange()
+    const { HOLDFAST_DATABASE_BILLING_URL: _, ...alone } = env
+    const worker = new HoldfastProcess(
+      ['worker', '--migrate'],
+      alone,
+      await mkdtemp(join(tmpdir(), 'holdfast-none-')),
+    )
+    await worker.says('worker started')
+    worker.child.kill('SIGTERM')
+    expect((await worker.ended).stderr).toContain(
+      'no jobs, batches or sinks: the config is holdfast.config.ts',
+    )
+  })
+
+  it('has each key once in a line', async () => {
+    const { ctx, env } = await arrange()
+    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], env)
+    await worker.says('worker started')
+    await ctx.databases.primary.sql`select holdfast.enqueue('count', '{"id": 1}')`
+    await worker.says('"msg":"job completed"')
+    worker.child.kill('SIGTERM')
+    const { stderr } = await worker.ended
+    const lines = stderr.split('\n').filter((line) => line.includes('"name":"job:count'))
+    expect(lines).not.toEqual([])
+    for (const line of lines) expect(line.match(/"name":/g)).toHaveLength(1)
+  })
+})
+
+describe('a worker whose Redis cannot be reached', () => {
+  it('ends on the first SIGTERM, before it has started', async () => {
+    const { env } = await arrange()
+    const nobody = `redis://127.0.0.1:${await freePort()}`
+    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, REDIS_URL: nobody })
+    await worker.says('queue connection')
+    worker.child.kill('SIGTERM')
+    expect(await worker.ended).toMatchObject({ code: 0, stdout: '' })
+  })
+})
 
 describe.each(backends)('holdfast worker with its queues on %s', (_name, queues) => {
   it('runs what is enqueued, delivers its events, and drains on SIGTERM', async () => {
