@@ -79,7 +79,12 @@ export async function describeTable(
     ...assemble(key, columns, provable),
     label,
     from: quoted,
-    origin: { relation: found.relation, columns: columns.map(({ number }) => number), own: true },
+    origin: {
+      relation: found.relation,
+      columns: columns.map(({ number }) => number),
+      own: true,
+      partitioned: found.kind === 'p',
+    },
   }
 }
 
@@ -140,7 +145,12 @@ export function originOf(columns: readonly { table: number; number: number }[]):
   const [first] = columns
   if (!first || !columns.every(({ table, number }) => table > 0 && table === first.table && number > 0))
     return undefined
-  return { relation: first.table, columns: columns.map(({ number }) => number), own: false }
+  return {
+    relation: first.table,
+    columns: columns.map(({ number }) => number),
+    own: false,
+    partitioned: false,
+  }
 }
 
 /**

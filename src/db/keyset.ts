@@ -25,7 +25,7 @@ export type Keyset = {
   /** one column that is never null: its text is the key's, without JSON around it */
   plain: boolean
   /** the relation and its columns that the key comes from as they are, known by number; `own`: it is what is read */
-  origin: { relation: number; columns: readonly number[]; own: boolean } | undefined
+  origin: { relation: number; columns: readonly number[]; own: boolean; partitioned: boolean } | undefined
 }
 
 /** These go last, so that removing them from the row leaves the row's shape as the database gave it. */
@@ -130,12 +130,15 @@ export function orderedText(
 export function versionText(keyset: Keyset, range: Range, limit: number): string | undefined {
   const { proven, columns, origin } = keyset
   if (!proven || !origin || columns.some(({ nulls }) => nulls !== undefined)) return undefined
-  const parts = ['tableoid', 'pg_relation_filenode(tableoid)', 'ctid', 'xmin']
-  const hashes = parts.map((part) => `hash_array_extended(array_agg(${part}), 0)`)
+  const relation = Math.trunc(origin.relation)
+  const hash = (part: string) => `hash_array_extended(array_agg(${part}), 0)`
+  const file = origin.partitioned
+    ? `${hash('tableoid')}, ${hash('pg_relation_filenode(tableoid)')}`
+    : `pg_relation_filenode(${relation})`
   return `
-    select concat_ws(':', count(*), ${hashes.join(', ')},
+    select concat_ws(':', count(*), ${hash('ctid')}, ${hash('xmin')}, ${file},
       (select hash_array_extended(array_agg(xmin order by attnum), 0) from pg_catalog.pg_attribute
-       where attrelid = ${Math.trunc(origin.relation)} and attnum > 0)) as version
+       where attrelid = ${relation} and attnum > 0)) as version
     from (${orderedText(keyset, range, limit + 1, new Literals(), 'tableoid, ctid, xmin')}) as source`
 }
 

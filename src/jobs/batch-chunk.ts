@@ -1,3 +1,4 @@
+import { setImmediate as yieldToSocket } from 'node:timers/promises'
 import { recordBatchFailure } from '../db/batch-failures.ts'
 import { type BatchStatus, readBatchStatus } from '../db/batch-jobs.ts'
 import { appendBatchPosition, type BatchPosition } from '../db/batch-positions.ts'
@@ -115,6 +116,8 @@ async function unlessChanged(
   const { version } = early ?? {}
   const asked = version && Promise.resolve(version.ask(sourceTx(source, txs)))
   asked?.catch(() => undefined)
+  // On its way before the work begins: the server answers while the work computes.
+  if (asked) await yieldToSocket()
   let failed: { error: unknown } | undefined
   try {
     await act()

@@ -56,7 +56,7 @@ async function stageOnPrimary<T>(ctx: JobContext, name: string, stage: Stage<T>)
   const result = await ctx.lease.slots.use(() =>
     stageForward(ctx.databases.primary, spec, (tx, send) => stage({ primary: tx }, send, attempt)),
   )
-  ctx.outboxWakeup.committed()
+  ctx.outboxWakeup.committedOneOfMany()
   return result
 }
 

@@ -6,6 +6,9 @@ const channel = 'holdfast_outbox'
 /** At most this often from one process, and at once when it was quiet. */
 const gapMs = 5
 
+/** How long one commit of many waits for others. */
+const manyMs = 50
+
 /**
  * Tells the relays of all processes that something was committed. NOTIFY cannot be part of a prepared transaction, so it
  * is sent after the commit, debounced; it may be lost, polling is the floor.
@@ -15,6 +18,7 @@ export class OutboxWakeup {
   readonly #log: Logger
   #timer: NodeJS.Timeout | undefined
   #again = false
+  #many: NodeJS.Timeout | undefined
 
   constructor(database: Participant, log: Logger) {
     this.#database = database
@@ -35,6 +39,14 @@ export class OutboxWakeup {
     this.#database.sql`select pg_notify(${channel}, '')`.catch((err: unknown) => {
       this.#log.debug({ err }, 'no wake-up sent; the relays look by themselves')
     })
+  }
+
+  /** Of a chunk among others: one wake-up each would cost them time, and most have published nothing. */
+  committedOneOfMany(): void {
+    this.#many ??= setTimeout(() => {
+      this.#many = undefined
+      this.committed()
+    }, manyMs).unref()
   }
 
   /** Calls back at each wake-up, and after a lost connection; returns how to stop. */
