@@ -181,6 +181,11 @@ export class UnknownOutcomeError extends HoldfastError {
   readonly code = 'HOLDFAST_UNKNOWN_OUTCOME'
 }
 
+/** No session could be opened: the server does not answer, or it knows neither the database nor the login. */
+export class DatabaseUnreachableError extends HoldfastError {
+  readonly code = 'HOLDFAST_DATABASE_UNREACHABLE'
+}
+
 /** The database was restored to an earlier time, and the outbox has to be told; nothing is published meanwhile. */
 export class RestoredDatabaseError extends HoldfastError {
   readonly code = 'HOLDFAST_DATABASE_RESTORED'

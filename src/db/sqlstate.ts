@@ -15,6 +15,7 @@ export const SQLSTATE = {
   undefinedTable: '42P01',
   undefinedFunction: '42883',
   invalidSchemaName: '3F000',
+  invalidCatalogName: '3D000',
   outOfSlots: '53200',
   notInPrerequisiteState: '55000',
   lockNotAvailable: '55P03',
@@ -73,6 +74,12 @@ export function isConnectionLoss(error: unknown): boolean {
     )
   }
   return error instanceof Error && 'code' in error && lossCodes.has(String(error.code))
+}
+
+/** True when no session was opened: the server is not there (or going), or it knows neither the database nor the login (class 28). */
+export function isUnreachable(error: unknown): boolean {
+  const state = sqlstateOf(error)
+  return isConnectionLoss(error) || state === SQLSTATE.invalidCatalogName || state?.startsWith('28') === true
 }
 
 /** True when somebody else holds what this statement wants, so the same thing may be tried again a little later. */

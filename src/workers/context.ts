@@ -3,7 +3,10 @@ import type { Logger } from 'pino'
 import { createDatabase } from '../db/create-database.ts'
 import { Databases } from '../db/databases.ts'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded/server.ts'
+import { DatabaseUnreachableError } from '../db/errors.ts'
+import { messageOf } from '../db/message-of.ts'
 import { checkSchema, migrate } from '../db/migrate.ts'
+import { isUnreachable } from '../db/sqlstate.ts'
 import type { WorkerKind } from '../db/workers.ts'
 import { createJobContext, type JobContext } from '../jobs/context.ts'
 import { eventLimits } from '../jobs/event-limits.ts'
@@ -28,7 +31,8 @@ export async function createContext(config: ResolvedConfig, kind: WorkerKind, lo
     const urls = await embeddedUrls(config.databases, (server) => opened.push(() => server.release()))
     // Each relay holds a connection for reading and one for its pages; an installation has four shards.
     const relays = 4 * config.sinks.size
-    const databases = new Databases(urls, { queries: 4 + relays, staging: 8 + relays })
+    const jobs = [...config.queues.values()].reduce((sum, { concurrency }) => sum + concurrency, 0)
+    const databases = new Databases(urls, { queries: 4 + relays, staging: 4 + jobs + relays })
     opened.push(() => databases.end())
     if (config.migrate) await migrateAll(databases, config)
     const installation = (await checkSchema(databases)).id
@@ -56,7 +60,7 @@ export async function createContext(config: ResolvedConfig, kind: WorkerKind, lo
     return { ...job, config, queues, close }
   } catch (error) {
     await close()
-    throw error
+    throw explained(error)
   }
 }
 
@@ -66,9 +70,24 @@ export async function migrateAll(
   config: ResolvedConfig,
   options: { roles?: boolean } = {},
 ): Promise<{ applied: string[] }> {
-  // The queues' tables first: the roles get their rights on them.
-  if (config.redis === undefined) await migrateQueues(databases.primary.url)
-  return migrate(databases, config.namespace, options)
+  try {
+    // The queues' tables first: the roles get their rights on them.
+    if (config.redis === undefined) await migrateQueues(databases.primary.url)
+    return await migrate(databases, config.namespace, options)
+  } catch (error) {
+    throw explained(error)
+  }
+}
+
+/** Of what the driver says where it finds no server. */
+function explained(error: unknown): unknown {
+  if (!isUnreachable(error) || error instanceof DatabaseUnreachableError) return error
+  // Where a name has several addresses, Node's error has no text of its own.
+  const why = messageOf(error) || (error as { code?: string }).code
+  return new DatabaseUnreachableError(
+    `a database cannot be reached: ${why}. Is its server up, and are \`databases\` of the config (or DATABASE_URL, HOLDFAST_DATABASE_<NAME>_URL) right?`,
+    { cause: error },
+  )
 }
 
 /** Starts the embedded server if a database asks for it, and creates the databases in it. */

@@ -188,8 +188,18 @@ describe('createHoldfast', () => {
   })
 
   it('fails cleanly where there is no server', async () => {
-    await expect(createHoldfast({ databases: { primary: 'postgres://127.0.0.1:1/none' } })).rejects.toThrow(
-      /ECONNREFUSED/,
-    )
+    const nowhere = createHoldfast({ databases: { primary: 'postgres://127.0.0.1:1/none' }, migrate: true })
+    await expect(nowhere).rejects.toMatchObject({
+      code: 'HOLDFAST_DATABASE_UNREACHABLE',
+      message: expect.stringContaining('ECONNREFUSED 127.0.0.1:1') as string,
+    })
+    const url = new URL(await newDatabase())
+    url.pathname = '/nothing-of-this-name'
+    for (const migrate of [true, false]) {
+      await expect(createHoldfast({ databases: { primary: url.href }, migrate })).rejects.toMatchObject({
+        code: 'HOLDFAST_DATABASE_UNREACHABLE',
+        message: expect.stringContaining('"nothing-of-this-name" does not exist') as string,
+      })
+    }
   })
 })
