@@ -57,7 +57,7 @@ export class WorkerService {
    * stopped meanwhile.
    */
   async start(): Promise<void> {
-    const { config, queues, log, lease } = this.#ctx
+    const { config, log, lease } = this.#ctx
     this.#checkQueues()
     await lease.hold()
     await this.#outbox.start()
@@ -68,8 +68,9 @@ export class WorkerService {
       this.#runBatch(data, signal, showProgress),
     )
     await this.#work('cleanup', 1, ({ name }, signal) => this.#cleanUp(name, signal))
+    // Where no queue answers the start waits below; limits are set again each second.
+    await this.#limitQueues().catch((err: unknown) => log.warn({ err }, 'limits of the queues not set yet'))
     for (const [queue, limits] of config.queues) {
-      await queues.limit(queue, limits)
       await this.#work(queue, limits.concurrency, ({ name, data }, signal) =>
         name === 'run-job' ? this.#jobs.run(data, signal) : this.#compensate(data, signal),
       )
@@ -79,6 +80,7 @@ export class WorkerService {
     }
     this.#loops.push(
       new Loop('recovery', config.timing.recoverEveryMs, () => this.#recover(), log),
+      new Loop('limits of queues', config.timing.recoverEveryMs, () => this.#limitQueues(), log),
       new Loop('assert queues', config.timing.assertEveryMs, () => this.#assertQueues(), log),
     )
     await this.#assertQueues()
@@ -140,7 +142,10 @@ export class WorkerService {
     await recordSnapshot(this.#ctx.databases.primary)
     await watchOutbox(this.#ctx)
     await watchJobs(this.#ctx)
-    // Also those that have none: an older worker with another config may have set some until it stopped.
+  }
+
+  /** Also of queues that have none: an older worker with another config may have set some until it stopped. */
+  async #limitQueues(): Promise<void> {
     for (const [queue, limits] of this.#ctx.config.queues) await this.#ctx.queues.limit(queue, limits)
   }
 
