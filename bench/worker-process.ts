@@ -1,3 +1,4 @@
+import '../src/workers/hold-young-generation.ts'
 import { redisStream } from '../src/jobs/sinks/redis-stream.ts'
 import { createHoldfast } from '../src/workers/holdfast.ts'
 import { keepHeapSmall } from '../src/workers/small-heap.ts'

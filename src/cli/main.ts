@@ -1,7 +1,9 @@
 #!/usr/bin/env node
+import '../workers/hold-young-generation.ts'
 import { createRequire } from 'node:module'
 import { Command } from 'commander'
 import { HoldfastError } from '../db/errors.ts'
+import { letHeapGrow } from '../workers/small-heap.ts'
 import { batchCommand } from './batch.ts'
 import { cleanupCommand } from './cleanup.ts'
 import { demoCommand } from './demo.ts'
@@ -35,6 +37,10 @@ const program = new Command('holdfast')
   .addCommand(txCommand())
   .addCommand(workerCommand())
 
+// A worker is the command that runs long; it says by itself what its heap is to do.
+program.hook('preAction', (_program, action) => {
+  if (action.name() !== 'worker') letHeapGrow()
+})
 inheritSettings(program)
 
 function inheritSettings(parent: Command): void {

@@ -3,7 +3,7 @@ import { resolveConfig } from '../workers/config.ts'
 import { createContext } from '../workers/context.ts'
 import { runUntilSignal } from '../workers/lifecycle.ts'
 import { createLog } from '../workers/log.ts'
-import { keepHeapSmall } from '../workers/small-heap.ts'
+import { keepHeapSmall, letHeapGrow } from '../workers/small-heap.ts'
 import { WorkerService } from '../workers/worker.ts'
 import { loadHoldfastConfig } from './load-config.ts'
 
@@ -20,7 +20,8 @@ export function workerCommand(): Command {
       "for jobs that keep much in memory: leaves the garbage collector to Node's defaults",
     )
     .action(async (options: WorkerOptions) => {
-      if (options.largeHeap !== true) keepHeapSmall()
+      if (options.largeHeap === true) letHeapGrow()
+      else keepHeapSmall()
       const loaded = await loadHoldfastConfig(options.config)
       const config = resolveConfig(
         options.migrate === true ? { ...loaded, migrate: true } : loaded,
