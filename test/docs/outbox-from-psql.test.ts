@@ -23,15 +23,21 @@ function snippets(heading: string, language: string): string[] {
 }
 
 const answers = (command: string, ...args: string[]) => spawnSync(command, args).status === 0
-const hasPsql = answers('psql', '--version')
-if (!hasPsql) {
-  const missing =
-    'no psql on the PATH: the snippets for psql are left out (Debian: apt-get install postgresql-client)'
+const leftOut = (missing: string) => {
   if (process.env.CI === 'true') throw new Error(`${missing}; with CI=true nothing may be left out`)
   console.warn(`\n*** ${missing} ***\n`)
 }
-const hasPsycopg = answers('python3', '-c', 'import psycopg')
-if (!hasPsycopg) console.warn('\n*** no python3 with psycopg: the snippets for Python are left out ***\n')
+const hasPsql = answers('psql', '--version')
+if (!hasPsql)
+  leftOut(
+    'no psql on the PATH: the snippets for psql are left out (Debian: apt-get install postgresql-client)',
+  )
+// A Python of one's own, ahead on the PATH, does not have what the system's packages bring.
+const interpreter = ['python3', '/usr/bin/python3'].find((path) => answers(path, '-c', 'import psycopg'))
+if (interpreter === undefined)
+  leftOut(
+    'no python3 with psycopg: the snippets for Python are left out (Debian: apt-get install python3-psycopg)',
+  )
 
 const ctx = await openContext(await newDatabases({ billing: 'west' }))
 const { primary } = ctx.databases
@@ -73,7 +79,8 @@ async function run(command: string, args: string[], input: string, env = {}): Pr
 }
 const psql = (url: string, input: string, ...args: string[]) =>
   run('psql', ['--no-psqlrc', '--quiet', '--tuples-only', '--no-align', ...args, url], input)
-const python = (url: string, input: string) => run('python3', ['-'], input, { DATABASE_URL: url })
+const python = (url: string, input: string) =>
+  run(interpreter ?? 'python3', ['-'], input, { DATABASE_URL: url })
 
 const published = (subject: string) =>
   primary.sql<{ event_id: string; event: object; slot: number; xid: string }[]>`
@@ -133,7 +140,7 @@ describe.runIf(hasPsql)('psql', () => {
   })
 })
 
-describe.runIf(hasPsycopg)('Python', () => {
+describe.runIf(interpreter !== undefined)('Python', () => {
   it('publishes in the transaction that changes the tables', async () => {
     const [snippet = ''] = snippets('### Python (psycopg 3)', 'python')
     const printed = await python(shop, snippet)
