@@ -43,10 +43,12 @@ export class OutboxWakeup {
 
   /** Of a chunk among others: one wake-up each would cost them time, and most have published nothing. */
   committedOneOfMany(): void {
-    this.#many ??= setTimeout(() => {
+    if (this.#many) return
+    this.#many = setTimeout(() => {
       this.#many = undefined
       this.committed()
-    }, manyMs).unref()
+    }, manyMs)
+    this.#many.unref()
   }
 
   /** Calls back at each wake-up, and after a lost connection; returns how to stop. */
