@@ -147,29 +147,34 @@ export class RangeRun {
   }
 
   async #step(known: ChunkError | undefined): Promise<CommittedChunk> {
+    const aside = this.#plan.next.setAside && known ? await this.#setAside(known) : undefined
+    if (aside) return this.#moved(aside)
+    // What is narrowed down has failed: nobody knows what comes next.
+    const whole = !this.#plan.narrowing
+    const chunk = await runChunk(this.#work, this.#at, this.#plan.next.size, whole ? this.#ahead : undefined)
+    if (whole) this.#adapt(chunk)
+    return this.#moved(chunk)
+  }
+
+  /** Undefined where another row comes next by now. */
+  async #setAside(known: ChunkError): Promise<CommittedChunk | undefined> {
     const { ctx, job } = this.#work
+    const { firstKey, cause } = known
+    const aside = await this.#control.settingAside(known, () =>
+      setRowAside(this.#work, this.#at, firstKey, cause),
+    )
+    if (aside) ctx.log.warn({ jobId: job.id, row: firstKey, err: cause }, 'row set aside')
+    else this.#plan.reset()
+    return aside
+  }
+
+  #moved(chunk: CommittedChunk): CommittedChunk {
     const before = this.#at.position.rowsTotal
-    let after: CommittedChunk | undefined
-    if (this.#plan.next.setAside && known) {
-      const { firstKey, cause } = known
-      after = await this.#control.settingAside(known, () =>
-        setRowAside(this.#work, this.#at, firstKey, cause),
-      )
-      if (after) ctx.log.warn({ jobId: job.id, row: firstKey, err: cause }, 'row set aside')
-      else this.#plan.reset()
-    }
-    let processed: ProcessedChunk | undefined
-    if (!after) {
-      // What is narrowed down has failed: nobody knows what comes next.
-      const ahead = this.#plan.narrowing ? undefined : this.#ahead
-      after = processed = await runChunk(this.#work, this.#at, this.#plan.next.size, ahead)
-    }
-    this.#at = { ...this.#at, position: after.position }
-    this.#control.moved(after.position.rowsTotal - before)
-    if (processed && !this.#plan.narrowing) this.#adapt(processed)
+    this.#at = { ...this.#at, position: chunk.position }
+    this.#control.moved(chunk.position.rowsTotal - before)
     this.#plan.succeeded()
     this.#failures = 0
-    return after
+    return chunk
   }
 
   /**

@@ -3,7 +3,7 @@ import type { Logger } from 'pino'
 import { InvalidConfigError } from '../db/errors.ts'
 import type { NewEvent } from '../db/outbox.ts'
 import type { Tx } from '../db/tx.ts'
-import { defaultQueue, queueProblem } from './job-queue.ts'
+import { queueOf, queueProblem } from './job-queue.ts'
 
 /** A value as JSON carries it: what `stage` and `effects` return is stored, and a resumed run gets it from there. */
 export type AsJson<T> = 0 extends 1 & T
@@ -141,7 +141,7 @@ export function defineJob<
   const { name, participants = ['primary' as P], retry = {}, timeoutMs = 1, concurrency = 1 } = spec
   const { attempts = 1, backoffMs = 1, maxBackoffMs = 1 } = retry
   const problems: string[] = []
-  const { queue = defaultQueue } = spec
+  const queue = queueOf(spec)
   const isCount = (n: number) => Number.isSafeInteger(n) && n >= 1
   if (!namePattern.test(name))
     problems.push(`job ${JSON.stringify(name)}: a name has lower-case letters, digits and -, at most 50`)

@@ -3,16 +3,10 @@ import type { Status } from '../db/distributed-transactions.ts'
 import type { Json } from '../db/json.ts'
 import type { Tx } from '../db/tx.ts'
 import type { JobContext } from './context.ts'
-import { type Event, moveFor } from './transitions.ts'
+import { type Event, isEnd, moveFor } from './transitions.ts'
 
 /** What else must still hold: the row that was judged, or that nobody took it over. */
 export type Only = { status?: Status; version?: string; owner?: string }
-
-/**
- * Steps that only say what has happened: all participants are durably at their end, and whoever finds the row where it was
- * before finds them so, and takes the step again.
- */
-const follows: ReadonlySet<Status> = new Set(['committed', 'rolled_back', 'cleaned_up'])
 
 /**
  * The one way in which an attempt gets from status to status: compare-and-set by the transition table, the audit row in
@@ -30,7 +24,7 @@ export async function move(
   return step?.moved
 }
 
-/** The same in the caller's transaction; `report` is called once that has committed. `durable`: see transition. */
+/** The same in the caller's transaction; `report` is called once that has committed. */
 export async function moveIn(
   ctx: JobContext,
   tx: Tx,
@@ -38,13 +32,15 @@ export async function moveIn(
   event: Event,
   fields: TransitionFields = {},
   { status: judged, version, owner }: Only = {},
-  durable = true,
 ): Promise<{ moved: Moved; report: () => void } | undefined> {
   const { from, to } = moveFor(event)
   const allowed = judged === undefined ? from : from.filter((status) => status === judged)
   if (allowed.length === 0) return undefined
-  const step = { attempt, from: allowed, to, actor: ctx.lease.id, version, owner }
-  const moved = await transition(tx, { ...step, durable: durable && !follows.has(to) }, fields)
+  // The last step only says what has happened: whoever finds the row where it was before finds all participants durably at
+  // their end, and takes it again.
+  const durable = !isEnd(to)
+  const step = { attempt, from: allowed, to, actor: ctx.lease.id, version, owner, durable }
+  const moved = await transition(tx, step, fields)
   return moved && { moved, report: () => ctx.telemetry.moved(to, attempt, moved) }
 }
 

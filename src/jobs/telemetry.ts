@@ -4,8 +4,8 @@ import type { Moved } from '../db/attempts.ts'
 import type { Status } from '../db/distributed-transactions.ts'
 import { JobMetrics } from './job-metrics.ts'
 import { OutboxMetrics } from './outbox-metrics.ts'
+import { isEnd } from './transitions.ts'
 
-const ends: readonly Status[] = ['committed', 'rolled_back', 'cleaned_up']
 const open: readonly Status[] = ['started', 'pending', 'committing', 'rolling_back']
 
 /**
@@ -75,7 +75,7 @@ export class Telemetry {
   }
 
   moved(to: Status, attempt: string, { name, correlationId, ageSeconds }: Moved): void {
-    const end = ends.includes(to)
+    const end = isEnd(to)
     if (end) {
       this.#finished.inc({ outcome: to })
       this.#duration.observe({ outcome: to }, ageSeconds)

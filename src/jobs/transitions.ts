@@ -51,6 +51,11 @@ export const transitions: Readonly<Record<Status, Readonly<Record<Event, Status 
   cleaned_up: none(),
 }
 
+/** Whether nothing comes after it: every participant is at its end then. */
+export function isEnd(status: Status): boolean {
+  return Object.values(transitions[status]).every((next) => next === null)
+}
+
 /** The statuses from which an event leads on, and where to; the input of a compare-and-set. */
 export function moveFor(event: Event): { from: Status[]; to: Status } {
   const statuses = Object.keys(transitions) as Status[]

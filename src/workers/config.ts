@@ -311,7 +311,7 @@ function queueProblems(
   queues: Readonly<Record<string, JobQueueLimits>>,
   jobs: readonly JobDefinition[],
 ): string[] {
-  const used = new Set([defaultQueue, ...jobs.map(queueOf)])
+  const used = queuesOf(jobs)
   // What finds no room is given back to the queue, and has used up one of the queue's runs.
   const wasteful = jobs.filter((job) => job.concurrency !== undefined && queues[queueOf(job)]?.rateLimit)
   const problems = wasteful.map(
@@ -330,8 +330,11 @@ function allQueues(
   queues: Readonly<Record<string, JobQueueLimits>>,
   jobs: readonly JobDefinition[],
 ): ReadonlyMap<string, JobQueueLimits> {
-  const names = new Set([defaultQueue, ...jobs.map(queueOf)])
-  return new Map([...names].map((name) => [name, queues[name] ?? queue.parse({})]))
+  return new Map([...queuesOf(jobs)].map((name) => [name, queues[name] ?? queue.parse({})]))
+}
+
+function queuesOf(jobs: readonly JobDefinition[]): ReadonlySet<string> {
+  return new Set([defaultQueue, ...jobs.map(queueOf)])
 }
 
 function databaseUrls(

@@ -25,8 +25,6 @@ export class JobService {
   /** Queues what is due of the definitions that may run here, and stops the runs that were revoked. */
   async assert(): Promise<void> {
     const { databases, queues, config, lease } = this.#ctx
-    for (const [queue, limits] of config.queues)
-      if (limits.globalConcurrency !== undefined || limits.rateLimit) await queues.limit(queue, limits)
     if (config.jobs.size === 0) return
     await this.#running.look(databases.primary.sql, lease.id)
     const jobs = [...config.jobs.values()].filter((job) => this.#running.hasRoom(job))

@@ -69,7 +69,9 @@ export class WorkerService {
     )
     await this.#work('cleanup', 1, ({ name }, signal) => this.#cleanUp(name, signal))
     // Where no queue answers the start waits below; limits are set again each second.
-    await this.#limitQueues().catch((err: unknown) => log.warn({ err }, 'limits of the queues not set yet'))
+    await this.#limitQueues('all').catch((err: unknown) =>
+      log.warn({ err }, 'limits of the queues not set yet'),
+    )
     for (const [queue, limits] of config.queues) {
       await this.#work(queue, limits.concurrency, ({ name, data }, signal) =>
         name === 'run-job' ? this.#jobs.run(data, signal) : this.#compensate(data, signal),
@@ -80,7 +82,7 @@ export class WorkerService {
     }
     this.#loops.push(
       new Loop('recovery', config.timing.recoverEveryMs, () => this.#recover(), log),
-      new Loop('limits of queues', config.timing.recoverEveryMs, () => this.#limitQueues(), log),
+      new Loop('limits of queues', config.timing.recoverEveryMs, () => this.#limitQueues('all'), log),
       new Loop('assert queues', config.timing.assertEveryMs, () => this.#assertQueues(), log),
     )
     await this.#assertQueues()
@@ -144,9 +146,12 @@ export class WorkerService {
     await watchJobs(this.#ctx)
   }
 
-  /** Also of queues that have none: an older worker with another config may have set some until it stopped. */
-  async #limitQueues(): Promise<void> {
-    for (const [queue, limits] of this.#ctx.config.queues) await this.#ctx.queues.limit(queue, limits)
+  /** Sets the limits of all queues that have some, or of all: an older worker may have set others until it stopped. */
+  async #limitQueues(which: 'limited' | 'all'): Promise<void> {
+    for (const [queue, limits] of this.#ctx.config.queues) {
+      const limited = limits.globalConcurrency !== undefined || limits.rateLimit !== undefined
+      if (limited || which === 'all') await this.#ctx.queues.limit(queue, limits)
+    }
   }
 
   async #cleanUp(job: string, signal: AbortSignal): Promise<void> {
@@ -175,6 +180,7 @@ export class WorkerService {
     for (const job of await listUnfinishedBatchJobs(databases.primary.sql)) {
       if (config.batches.has(job.batch)) await queues.add('batch', batchQueueJob(job.id))
     }
+    await this.#limitQueues('limited')
     await this.#jobs.assert()
     for (const { attempt } of await dueCompensations(this.#ctx)) {
       await queues.add(defaultQueue, { name: 'compensate', id: `compensate-${attempt}`, data: { attempt } })
