@@ -1,7 +1,7 @@
 import type { Logger } from 'pino'
 import { listUnsettledCompensations } from '../db/compensations.ts'
 import { findByName } from '../db/distributed-transactions.ts'
-import { FencedError, InvalidConfigError } from '../db/errors.ts'
+import { FencedError } from '../db/errors.ts'
 import {
   type ClaimedJob,
   claimJob,
@@ -40,6 +40,7 @@ import {
 } from './retry.ts'
 import { type RunResult, runDistributed } from './run-distributed.ts'
 import type { RunningJobs } from './running-jobs.ts'
+import { stageJob } from './stage-job.ts'
 import { stagedTogether, stageTogether } from './stage-together.ts'
 
 /**
@@ -183,21 +184,10 @@ class JobRun {
   }
 
   #stage(input: unknown, txs: Readonly<Record<string, Tx>>): unknown {
-    const { primary } = txs
-    return this.#definition.stage({
-      input,
-      tx: primary as Tx,
-      txs,
-      jobId: this.#job.id,
-      signal: this.#signal,
-      log: this.#log,
-      publish: async (events) => {
-        if (primary) return appendEvents(primary, events, this.#ctx.eventLimit)
-        throw new InvalidConfigError([
-          `job ${this.#job.name}: publish needs \`primary\` among its participants`,
-        ])
-      },
-    })
+    const context = { input, txs, jobId: this.#job.id, signal: this.#signal, log: this.#log }
+    return stageJob(this.#definition, context, (primary, events) =>
+      appendEvents(primary, events, this.#ctx.eventLimit),
+    )
   }
 
   async #effects(input: unknown, attempt: string, staged: unknown, signal: AbortSignal): Promise<unknown> {

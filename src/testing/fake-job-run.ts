@@ -1,4 +1,3 @@
-import { InvalidConfigError } from '../db/errors.ts'
 import { type Job, transactionOfJob } from '../db/jobs.ts'
 import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
@@ -16,6 +15,7 @@ import {
   maxDeferrals,
 } from '../jobs/retry.ts'
 import type { RunResult } from '../jobs/run-distributed.ts'
+import { stageJob } from '../jobs/stage-job.ts'
 import { stagedTogether, stageTogether } from '../jobs/stage-together.ts'
 import type { FakeContext } from './fake-context.ts'
 import { compensate } from './fake-ending.ts'
@@ -100,20 +100,10 @@ class FakeJobRun {
   }
 
   #stage(input: unknown, txs: Readonly<Record<string, Tx>>): unknown {
-    const { id: jobId, name } = this.#row.job
-    const { primary } = txs
-    return this.#definition.stage({
-      input,
-      tx: primary as Tx,
-      txs,
-      jobId,
-      signal: this.#signal,
-      log: this.#fake.log,
-      publish: async (events) => {
-        if (primary) return this.#fake.events.publish(primary, events)
-        throw new InvalidConfigError([`job ${name}: publish needs \`primary\` among its participants`])
-      },
-    })
+    const context = { input, txs, jobId: this.#row.job.id, signal: this.#signal, log: this.#fake.log }
+    return stageJob(this.#definition, context, (primary, events) =>
+      this.#fake.events.publish(primary, events),
+    )
   }
 
   async #effects(input: unknown, attempt: string, staged: unknown, signal: AbortSignal): Promise<unknown> {
