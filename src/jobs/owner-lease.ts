@@ -25,7 +25,7 @@ export class OwnerLease {
   #timer: NodeJS.Timeout | undefined
   /** by this process's clock, from before the renewal was sent */
   #heldUntil = 0
-  #renewing: Promise<void> | undefined
+  #taking: Promise<void> | undefined
 
   constructor(options: {
     sql: Sql
@@ -47,18 +47,26 @@ export class OwnerLease {
   /** Takes the lease unless it is held, also when it ran out meanwhile (a stopped process); throws when the coordinator database cannot be reached. */
   async hold(): Promise<void> {
     if (this.#timer && performance.now() < this.#heldUntil) return
-    await this.#take()
+    // Whoever else waits for it waits for this statement: a second one would come late, after what this one began.
+    await this.#taken()
     this.#timer ??= setInterval(() => this.#renew(), this.#leaseMs / 3)
     // A producer's process may end whenever its own work is done.
     this.#timer.unref()
   }
 
   async end(): Promise<void> {
+    await this.#taking?.catch(() => undefined)
     if (!this.#timer) return
     clearInterval(this.#timer)
     this.#timer = undefined
-    await this.#renewing
     await endLease(this.#sql, this.id)
+  }
+
+  #taken(): Promise<void> {
+    this.#taking ??= this.#take().finally(() => {
+      this.#taking = undefined
+    })
+    return this.#taking
   }
 
   async #take(): Promise<void> {
@@ -89,15 +97,11 @@ export class OwnerLease {
   }
 
   #renew(): void {
-    this.#renewing ??= this.#take()
-      .catch((error: unknown) => {
-        this.#log.warn({ err: error }, 'the lease could not be renewed')
-        if (performance.now() < this.#heldUntil) return
-        for (const lost of this.#onLost) lost()
-        this.#onLost.clear()
-      })
-      .finally(() => {
-        this.#renewing = undefined
-      })
+    this.#taken().catch((error: unknown) => {
+      this.#log.warn({ err: error }, 'the lease could not be renewed')
+      if (performance.now() < this.#heldUntil) return
+      for (const lost of this.#onLost) lost()
+      this.#onLost.clear()
+    })
   }
 }
