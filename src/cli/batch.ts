@@ -1,4 +1,4 @@
-import { Command, type Command as CommandType, InvalidArgumentError, Option } from 'commander'
+import { Command, type Command as CommandType, Option } from 'commander'
 import type { BatchStatus } from '../db/batch-jobs.ts'
 import type { Json } from '../db/json.ts'
 import { unknownBatchJob } from '../jobs/enqueue-batch.ts'
@@ -12,7 +12,7 @@ import {
   type JobView,
 } from './batch-print.ts'
 import { BatchBar } from './batch-progress.ts'
-import { atLeastOne, command, type Shared } from './command.ts'
+import { atLeastOne, command, parsedJson, type Shared } from './command.ts'
 import { print, withContext } from './open.ts'
 
 export function batchCommand(): CommandType {
@@ -233,12 +233,4 @@ function viewOf(
 /** JSON has no bigint; these are counts. */
 function numbers(value: object): unknown {
   return JSON.parse(JSON.stringify(value, (_key, v: unknown) => (typeof v === 'bigint' ? Number(v) : v)))
-}
-
-function parsedJson(text: string): Json {
-  try {
-    return JSON.parse(text) as Json
-  } catch {
-    throw new InvalidArgumentError('JSON, as in --params \'{"year":2026}\'')
-  }
 }

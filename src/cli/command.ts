@@ -1,5 +1,6 @@
 import { userInfo } from 'node:os'
 import { Command, InvalidArgumentError } from 'commander'
+import type { Json } from '../db/json.ts'
 
 /** What every command of a group takes. */
 export type Shared = { config?: string; json?: boolean }
@@ -15,6 +16,21 @@ export function atLeastOne(text: string): number {
   const value = Number(text)
   if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('a whole number, 1 or more')
   return value
+}
+
+export function wholeNumber(text: string): number {
+  const value = Number(text)
+  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0)
+    throw new InvalidArgumentError('a whole number, 0 or more')
+  return value
+}
+
+export function parsedJson(text: string): Json {
+  try {
+    return JSON.parse(text) as Json
+  } catch {
+    throw new InvalidArgumentError('JSON, as in \'{"year":2026}\'')
+  }
 }
 
 /** Some containers run under a user that has no name. */

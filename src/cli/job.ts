@@ -1,18 +1,20 @@
 import { Command, type Command as CommandType, Option } from 'commander'
 import { listAttemptsOf } from '../db/distributed-transactions.ts'
 import { type Job, type JobStatus, transactionOfJob } from '../db/jobs.ts'
+import type { Json } from '../db/json.ts'
 import { unknownJob } from '../jobs/job-control.ts'
 import type { Context } from '../workers/context.ts'
 import { Jobs } from '../workers/jobs.ts'
-import { atLeastOne, command, type Shared } from './command.ts'
+import { atLeastOne, command, parsedJson, type Shared, wholeNumber } from './command.ts'
 import { describeJob, describeJobs } from './job-print.ts'
 import { print, withContext } from './open.ts'
 
 export function jobCommand(): CommandType {
   return new Command('job')
-    .description('look at jobs, run failed ones again, cancel')
+    .description('enqueue jobs, look at them, run failed ones again, cancel')
     .addCommand(listCommand())
     .addCommand(showCommand())
+    .addCommand(enqueueCommand())
     .addCommand(retryCommand())
     .addCommand(cancelCommand())
 }
@@ -57,6 +59,42 @@ function showCommand(): CommandType {
           describeJob(job, transactions, Date.now()),
           options.json === true ? { ...job, transactions } : undefined,
         )
+      })
+    })
+}
+
+type EnqueueFlags = Shared & {
+  input: Json
+  delayMs?: number
+  priority?: number
+  deduplication?: string
+  wait?: boolean
+}
+
+function enqueueCommand(): CommandType {
+  return command('enqueue', 'have a job run by the workers')
+    .argument('<name>', 'the name of its definition')
+    .option('--input <json>', 'its input', parsedJson, null)
+    .option('--delay-ms <n>', 'not before so many milliseconds from now', wholeNumber)
+    .option('--priority <n>', '0, the default, comes first', wholeNumber)
+    .option('--deduplication <id>', 'unless a job of this name with this id is open: then that one')
+    .option('--wait', 'until it has ended; exit code 1 unless it completed')
+    .action(async (name: string, options: EnqueueFlags) => {
+      const { input, delayMs, priority, deduplication } = options
+      await withContext({ ...options, onlyLooks: true }, async ({ ctx, signal }) => {
+        const jobs = new Jobs(ctx)
+        const { jobId } = await jobs.enqueue(name, input, {
+          ...(delayMs === undefined ? {} : { delayMs }),
+          ...(priority === undefined ? {} : { priority }),
+          ...(deduplication === undefined ? {} : { deduplication: { id: deduplication } }),
+        })
+        if (options.wait !== true) {
+          print(`${jobId} enqueued\n`, options.json === true ? { jobId } : undefined)
+          return
+        }
+        const job = await jobs.wait<Json>(jobId, { signal })
+        print(describeJob(job, [], Date.now()), options.json === true ? job : undefined)
+        if (job.status !== 'completed') process.exitCode = 1
       })
     })
 }

@@ -36,6 +36,11 @@ export class UnknownTransactionError extends HoldfastError {
   readonly code = 'HOLDFAST_UNKNOWN_TRANSACTION'
 }
 
+/** No job, or no batch job, of this id is recorded: it never was, or retention removed it. */
+export class UnknownJobError extends HoldfastError {
+  readonly code = 'HOLDFAST_UNKNOWN_JOB'
+}
+
 /** The work could not be prepared; `cause` is the database's error and nothing is left behind. */
 export class NotPreparedError extends HoldfastError {
   readonly code = 'HOLDFAST_NOT_PREPARED'

@@ -1,7 +1,7 @@
 import { v7 as uuidv7 } from 'uuid'
 import { type BatchJob, findBatchJob, findByParams, insertBatchJob } from '../db/batch-jobs.ts'
 import type { Sql } from '../db/databases.ts'
-import { BatchNotCompletedError, InvalidConfigError } from '../db/errors.ts'
+import { BatchNotCompletedError, UnknownJobError } from '../db/errors.ts'
 import { type Json, throughJson } from '../db/json.ts'
 import type { ScheduledTime } from '../db/schedules.ts'
 import type { BatchDefinition } from './batch-definition.ts'
@@ -87,6 +87,6 @@ export async function waitForBatch(
   }
 }
 
-export function unknownBatchJob(jobId: string): InvalidConfigError {
-  return new InvalidConfigError([`no batch job ${jobId} is recorded; \`holdfast batch list\` shows them`])
+export function unknownBatchJob(jobId: string): UnknownJobError {
+  return new UnknownJobError(`no batch job ${jobId} is recorded; \`holdfast batch list\` shows them`)
 }

@@ -1,9 +1,4 @@
-import {
-  CommittedError,
-  InvalidConfigError,
-  UnknownTransactionError,
-  WrongJobStateError,
-} from '../db/errors.ts'
+import { CommittedError, UnknownJobError, UnknownTransactionError, WrongJobStateError } from '../db/errors.ts'
 import {
   cancelJobRow,
   findJob,
@@ -92,6 +87,6 @@ export async function waitForJob(
   }
 }
 
-export function unknownJob(jobId: string): InvalidConfigError {
-  return new InvalidConfigError([`no job ${jobId} is recorded; \`holdfast job list\` shows them`])
+export function unknownJob(jobId: string): UnknownJobError {
+  return new UnknownJobError(`no job ${jobId} is recorded; \`holdfast job list\` shows them`)
 }

@@ -120,7 +120,7 @@ describe('holdfast batch', () => {
     ['an unknown batch', ['enqueue', 'nothing'], 'known: copy', 2],
     ['parameters that are wrong', ['enqueue', 'copy', '--params', '{}'], 'year is a number', 1],
     ['parameters that are no JSON', ['enqueue', 'copy', '--params', '{'], 'JSON, as in', 2],
-    ['an unknown job', ['show', 'nobody'], 'no batch job nobody', 2],
+    ['an unknown job', ['show', 'nobody'], 'no batch job nobody', 1],
     ['an unknown state', ['list', '--status', 'lost'], 'Allowed choices', 2],
   ])('refuses %s and says what would be right', async (_what, args, advice, code) => {
     const ended = await holdfast(...args)

@@ -45,7 +45,7 @@ async function json(...args: string[]): Promise<unknown> {
 
 describe('holdfast job', () => {
   it('explains each of its commands', async () => {
-    const commands = ['list', 'show', 'retry', 'cancel']
+    const commands = ['list', 'show', 'enqueue', 'retry', 'cancel']
     const help = await holdfast('--help')
     expect(help).toMatchObject({ code: 0, stderr: '' })
     for (const command of commands) {
@@ -100,6 +100,35 @@ describe('holdfast job', () => {
     expect((await holdfast('list')).stderr).toMatch(/cancelled[^]*completed/)
   })
 
+  it('enqueues, with a delay, a priority, a deduplication id', async () => {
+    const flags = ['--delay-ms', '60000', '--priority', '7', '--deduplication', 'monday']
+    const first = await json('enqueue', 'charge', '--input', '{"total":9}', ...flags)
+    expect(await json('enqueue', 'charge', ...flags)).toEqual(first)
+    const { jobId } = first as { jobId: string }
+    const [row] = await ctx.databases.primary.sql`
+      select input, priority, run_at > now() + interval '30 s' as later from holdfast.jobs where id = ${jobId}`
+    expect(row).toEqual({ input: { total: 9 }, priority: 7, later: true })
+  })
+
+  it('waits until the job has ended, and fails with it', async () => {
+    for (const [mended, code] of [
+      [false, 1],
+      [true, 0],
+    ] as const) {
+      await ctx.databases.primary.sql`truncate mended`
+      if (mended) await ctx.databases.primary.sql`insert into mended default values`
+      const waiting = holdfast('enqueue', 'charge', '--wait', '--json')
+      const due = () => ctx.databases.primary.sql<{ id: string }[]>`
+        select id from holdfast.jobs where status = 'queued' and name = 'charge' and run_at <= now()`
+      await expect.poll(due).toHaveLength(1)
+      const jobId = (await due())[0]?.id ?? ''
+      const status = await worker.run(jobId)
+      const ended = await waiting
+      expect(ended).toMatchObject({ code })
+      expect(read(ended)).toMatchObject({ id: jobId, status })
+    }
+  })
+
   it('says what cannot be done, and what is wrong use', async () => {
     const jobId = await worker.enqueue('charge')
     await worker.run(jobId)
@@ -108,9 +137,15 @@ describe('holdfast job', () => {
       stderr: expect.stringContaining('WRONG_JOB_STATE'),
     })
     expect(await holdfast('show', 'nothing')).toMatchObject({
-      code: 2,
-      stderr: expect.stringContaining('job list'),
+      code: 1,
+      stderr: expect.stringContaining('HOLDFAST_UNKNOWN_JOB'),
     })
+    const wrong = [
+      ['enqueue', 'nobody'],
+      ['enqueue', 'charge', '--input', '{'],
+      ['enqueue', 'charge', '--delay-ms', '-1'],
+    ]
+    for (const args of wrong) expect(await holdfast(...args)).toMatchObject({ code: 2 })
     expect(await holdfast('list', '--status', 'odd')).toMatchObject({ code: 2 })
   })
 })
