@@ -10,6 +10,7 @@ import { defaultQueue, type JobQueue, queueOf, queueProblem } from '../jobs/job-
 import type { Operation } from '../jobs/operations.ts'
 import { resolveSchedules, type Schedule, type ScheduleDefinition } from '../jobs/schedule-definition.ts'
 import { missedPolicies } from '../jobs/schedules.ts'
+import { parseUrls, problemsOfUrls, type RedisUrls } from '../jobs/sinks/redis-urls.ts'
 import type { Sink } from '../jobs/sinks/sink.ts'
 
 /** What `holdfast.config.ts` exports and createHoldfast takes. */
@@ -19,8 +20,8 @@ export type HoldfastConfig = {
    * PostgreSQL. Without `primary`: DATABASE_URL, and without that the embedded PostgreSQL.
    */
   readonly databases?: Readonly<Record<string, string>>
-  /** redis://… for the queues; without it REDIS_URL, and without that BullMQ on the primary database */
-  readonly redis?: string
+  /** redis://… for the queues, or a list of nodes of a Redis Cluster; without it REDIS_URL, and without that BullMQ on the primary database */
+  readonly redis?: RedisUrls
   /** a human's name for this installation */
   readonly namespace?: string
   readonly jobs?: readonly JobDefinition[]
@@ -65,7 +66,7 @@ export type Timing = {
 
 export type ResolvedConfig = {
   databases: Record<string, string>
-  redis: string | undefined
+  redis: RedisUrls | undefined
   namespace: string | undefined
   jobs: ReadonlyMap<string, JobDefinition>
   /** each queue that a job may be on, with its limits */
@@ -178,7 +179,7 @@ const dayMs = 24 * 60 * 60 * 1000
 
 const shape = z.strictObject({
   databases: z.record(z.string(), z.string()).default({}),
-  redis: z.string().optional(),
+  redis: z.union([z.string(), z.array(z.string())]).optional(),
   namespace: z
     .string()
     .regex(/^[a-z0-9][a-z0-9-]{0,30}$/)
@@ -238,9 +239,10 @@ export function resolveConfig(
   } = parsed.data
   const problems: string[] = []
   const urls = databaseUrls(databases, env, problems)
-  const redisUrl = redis ?? present(env.REDIS_URL)
-  if (redisUrl !== undefined && !/^rediss?:\/\//.test(redisUrl))
-    problems.push('redis: the URL starts with redis:// or rediss://')
+  const fromEnvironment = present(env.REDIS_URL)
+  const redisUrls = redis ?? (fromEnvironment === undefined ? undefined : parseUrls(fromEnvironment))
+  if (redisUrls !== undefined)
+    problems.push(...problemsOfUrls(redisUrls).map((problem) => `redis: ${problem}`))
   const logLevel = present(env.LOG_LEVEL) ?? 'info'
   if (!logLevels.includes(logLevel)) problems.push(`LOG_LEVEL is one of ${logLevels.join(', ')}`)
   for (const route of routes ?? []) {
@@ -269,7 +271,7 @@ export function resolveConfig(
   if (problems.length > 0) throw new InvalidConfigError(problems)
   return {
     databases: urls,
-    redis: redisUrl,
+    redis: redisUrls,
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
     ...definitions,
     queues: allQueues(queues, jobs),

@@ -10,6 +10,8 @@ import {
 import { Client } from 'pg'
 import type { Logger } from 'pino'
 import { within } from '../db/within.ts'
+import type { RedisUrls } from '../jobs/sinks/redis-urls.ts'
+import { QueueConnection, QueueTrouble } from './queue-connection.ts'
 
 /**
  * The queues are BullMQ's: on Redis, or on PostgreSQL by BullMQ's own backend where no Redis is configured. They
@@ -17,8 +19,8 @@ import { within } from '../db/within.ts'
  * is added again under the same job id, which is a no-op while it is there.
  */
 export type QueueSettings = {
-  /** redis://…; absent: PostgreSQL */
-  redis: string | undefined
+  /** redis://…, or nodes of a cluster; absent: PostgreSQL */
+  redis: RedisUrls | undefined
   /** the primary database */
   postgres: string
   installation: string
@@ -34,6 +36,9 @@ export type QueueLimits = {
 
 /** How long the queues may take to answer; the tables know what was to be queued. */
 const answerMs = 5_000
+
+/** How long the queues may take to let go of somebody who has nothing to do there any more. */
+const goodbyeMs = 2_000
 
 /** How long the next job of a schedule may be due before the schedule counts as one that stopped. */
 const standstillMs = 10_000
@@ -77,7 +82,12 @@ type AnyQueue = Pick<
   | 'removeGlobalRateLimit'
   | 'obliterate'
 >
-type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs'> & { waitUntilReady(): Promise<unknown> }
+type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs' | 'disconnect'> & {
+  waitUntilReady(): Promise<unknown>
+}
+
+/** `running`: what it is doing now. */
+type Work = { worker: AnyWorker; running: Set<Promise<void>>; connected: boolean }
 
 function optionsOf({ id, priority }: QueuedJob) {
   const options = { jobId: id, removeOnComplete: true, removeOnFail: true }
@@ -86,12 +96,16 @@ function optionsOf({ id, priority }: QueuedJob) {
 
 export class Queues {
   readonly #settings: QueueSettings
+  readonly #redis: QueueConnection | undefined
+  readonly #trouble: QueueTrouble
   readonly #queues = new Map<string, AnyQueue>()
-  readonly #workers: AnyWorker[] = []
-  readonly #connecting = new Set<AnyWorker>()
+  readonly #works: Work[] = []
 
   constructor(settings: QueueSettings) {
+    const { redis, log } = settings
     this.#settings = settings
+    this.#redis = redis === undefined ? undefined : new QueueConnection(redis)
+    this.#trouble = new QueueTrouble(log, redis)
   }
 
   /** Adds a job unless one with its id is queued or running. It leaves no trace when it ends. */
@@ -173,7 +187,7 @@ export class Queues {
 
   /** Starts to work on a queue. The signal aborts when the job's lock is lost or the worker stops. */
   async work(queue: string, concurrency: number, process: Processor): Promise<void> {
-    const { lockMs, redis, log } = this.#settings
+    const { lockMs, log } = this.#settings
     const options = {
       concurrency,
       lockDuration: lockMs,
@@ -184,8 +198,9 @@ export class Queues {
       // How long a blocking fetch waits before it looks again, in seconds.
       drainDelay: 1,
     }
-    const run = async (job: Job, _token?: string, signal?: AbortSignal): Promise<void> => {
-      await process(
+    const running = new Set<Promise<void>>()
+    const run = (job: Job, _token?: string, signal?: AbortSignal): Promise<void> => {
+      const processed = process(
         { name: job.name, data: job.data as Record<string, string> },
         signal ?? new AbortController().signal,
         (progress) => {
@@ -193,27 +208,35 @@ export class Queues {
             .updateProgress(progress)
             .catch((err: unknown) => log.debug({ err, queue }, 'progress not shown'))
         },
-      )
+      ).finally(() => running.delete(processed))
+      running.add(processed)
+      return processed
     }
     const worker: AnyWorker =
-      redis === undefined
+      this.#redis === undefined
         ? this.#observe(new Worker(queue, run, { ...options, ...this.#onPostgres() }, createPostgresBackend))
-        : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(redis) }))
-    this.#workers.push(worker)
-    this.#connecting.add(worker)
+        : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(this.#redis, queue) }))
+    const work: Work = { worker, running, connected: false }
+    this.#works.push(work)
     await worker.waitUntilReady()
-    this.#connecting.delete(worker)
+    work.connected = true
   }
 
-  /** Stops taking jobs, tells the running ones to stop, and waits for them. */
+  /**
+   * Stops taking jobs, tells the running ones to stop, and waits for them. Not for a queue that cannot be reached: what it
+   * was to hear it learns from the tables.
+   */
   async drain(): Promise<void> {
     await Promise.all(
-      this.#workers.splice(0).map((worker) => {
+      this.#works.splice(0).map(async ({ worker, running, connected }) => {
         worker.cancelAllJobs('the worker stops')
-        // One that was never connected has no job to wait for, and its close would wait for the connection without end.
-        if (this.#connecting.delete(worker))
-          return within(answerMs, 'closing a worker', worker.close(true)).catch(() => undefined)
-        return worker.close()
+        // The close of one that was never connected would wait for the connection without end.
+        const closed = worker.close(!connected)
+        closed.catch(() => undefined)
+        await Promise.allSettled(running)
+        await within(goodbyeMs, 'closing a worker', closed).catch(() =>
+          within(goodbyeMs, 'leaving a queue', worker.disconnect()).catch(() => undefined),
+        )
       }),
     )
   }
@@ -223,7 +246,8 @@ export class Queues {
     const queues = [...this.#queues.values()]
     this.#queues.clear()
     // A queue that cannot be reached cannot say goodbye; what is in it does not depend on that.
-    await Promise.allSettled(queues.map((queue) => within(answerMs, 'closing a queue', queue.close())))
+    await Promise.allSettled(queues.map((queue) => within(goodbyeMs, 'closing a queue', queue.close())))
+    this.#redis?.close()
   }
 
   /** Removes queues with all that is in them; the tables know what was unfinished. */
@@ -234,15 +258,14 @@ export class Queues {
   #queue(name: string): AnyQueue {
     const known = this.#queues.get(name)
     if (known) return known
-    const { redis, log } = this.#settings
-    const onError = (err: Error) => log.warn({ err, queue: name }, 'queue connection')
+    const onError = (err: Error) => this.#trouble.tell(name, err)
     let queue: AnyQueue
-    if (redis === undefined) {
+    if (this.#redis === undefined) {
       const onPostgres = new Queue(name, this.#onPostgres(), createPostgresBackend)
       onPostgres.on('error', onError)
       queue = onPostgres
     } else {
-      const onRedis = new Queue(name, this.#onRedis(redis))
+      const onRedis = new Queue(name, this.#onRedis(this.#redis, name))
       onRedis.on('error', onError)
       queue = onRedis
     }
@@ -252,7 +275,7 @@ export class Queues {
 
   #observe<B extends IQueueBackend, C>(worker: Worker<unknown, void, string, B, JobProgress, C>): AnyWorker {
     const { log } = this.#settings
-    worker.on('error', (err) => log.warn({ err, queue: worker.name }, 'queue connection'))
+    worker.on('error', (err) => this.#trouble.tell(worker.name, err))
     worker.on('failed', (job, err) => log.error({ err, queue: worker.name, jobId: job?.id }, 'job failed'))
     worker.on('lockRenewalFailed', (ids) => {
       for (const id of ids) worker.cancelJob(id, 'its lock was lost')
@@ -264,11 +287,8 @@ export class Queues {
     return { connection: { connectionString: this.#settings.postgres, schema, max: 4 } }
   }
 
-  #onRedis(url: string) {
-    // The hash tag keeps a queue's keys on one node of a cluster.
-    return {
-      connection: { url, maxRetriesPerRequest: null },
-      prefix: `{holdfast-${this.#settings.installation}}`,
-    }
+  /** The hash tag keeps a queue's keys on one node of a cluster, and the queues on different ones. */
+  #onRedis({ options }: QueueConnection, queue: string) {
+    return { connection: options, prefix: `{holdfast-${this.#settings.installation}-${queue}}` }
   }
 }

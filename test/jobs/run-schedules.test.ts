@@ -86,6 +86,8 @@ describe('what is due', () => {
       for (let minute = 1; minute <= 40; minute++) await look(worker, at(minute + [0, 7, -3][i]!))
     })
     await Promise.all(asks)
+    // One that is always a moment behind another moves nothing; whoever looks next does.
+    await look(first, at(47))
     expect(await dueTimes(first)).toEqual(Array.from({ length: 47 }, (_, i) => i + 1))
   })
 

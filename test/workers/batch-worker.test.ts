@@ -57,7 +57,7 @@ function queueOf(redis: string | undefined, primary: string, installation: strin
           { connection: { connectionString: primary, schema: 'holdfast_bullmq' } },
           createPostgresBackend,
         )
-      : new Queue('batch', { connection: { url: redis }, prefix: `{holdfast-${installation}}` })
+      : new Queue('batch', { connection: { url: redis }, prefix: `{holdfast-${installation}-batch}` })
   onTestFinished(() => queue.close())
   return queue as Pick<Queue, 'getJob'>
 }

@@ -56,6 +56,16 @@ describe('resolveConfig', () => {
     })
   })
 
+  it('takes a list as the nodes of a Redis Cluster', () => {
+    const nodes = ['redis://10.0.0.1:6379', 'rediss://10.0.0.2:6379']
+    expect(resolveConfig({ redis: nodes }, {}).redis).toEqual(nodes)
+    expect(resolveConfig({}, { REDIS_URL: nodes.join(', ') }).redis).toEqual(nodes)
+    expect(problemsOf({ redis: [] })).toEqual(['redis: the list of cluster nodes is empty'])
+    expect(problemsOf({ redis: ['redis://:secret@10.0.0.1', '10.0.0.2:6379'] })).toEqual([
+      'redis: a URL starts with redis:// or rediss://',
+    ])
+  })
+
   it('gives a declared participant its URL from the environment', () => {
     const config = { databases: { 'eu-billing': 'postgres://localhost/a' } }
     expect(resolveConfig(config, { HOLDFAST_DATABASE_EU_BILLING_URL: url }).databases['eu-billing']).toBe(url)

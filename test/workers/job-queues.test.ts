@@ -1,17 +1,21 @@
 import { Queue } from 'bullmq'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
-import { describe, expect, inject, it, onTestFinished } from 'vitest'
+import { afterAll, describe, expect, inject, it, onTestFinished } from 'vitest'
 import { deferred } from '../../src/db/deferred.ts'
 import { createHoldfast, defineJob, type HoldfastConfig, type JobDefinition } from '../../src/index.ts'
 import { newDatabase } from '../support/database.ts'
+import { startRedisCluster } from '../support/redis-cluster.ts'
 import { startRedis } from '../support/redis-server.ts'
 
 process.env.LOG_LEVEL = 'silent'
 const redis = inject('redis')
+const cluster = await startRedisCluster()
+afterAll(() => cluster?.stop())
 const backends = [
   ['PostgreSQL', {}] as const,
   ...(redis === undefined ? [] : [['Redis', { redis }] as const]),
+  ...(cluster === undefined ? [] : [['a Redis Cluster', { redis: cluster.urls }] as const]),
 ]
 
 async function arrange(jobs: readonly JobDefinition[], more: HoldfastConfig = {}) {
@@ -137,7 +141,7 @@ describe.skipIf(redis === undefined)('the limits of a queue', () => {
     const [installation] = await sql<{ id: string }[]>`select id from holdfast.installation`
     const queue = new Queue('jobs', {
       connection: { url: server.url },
-      prefix: `{holdfast-${installation?.id ?? ''}}`,
+      prefix: `{holdfast-${installation?.id ?? ''}-jobs}`,
     })
     onTestFinished(() => queue.close())
     const limits = async () => [await queue.getGlobalConcurrency(), await queue.getGlobalRateLimit()]

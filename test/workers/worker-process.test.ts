@@ -8,6 +8,7 @@ import { newDatabases, openContext } from '../support/database.ts'
 import { freePort } from '../support/free-port.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 import { HoldfastProcess } from '../support/process.ts'
+import { startRedis } from '../support/redis-server.ts'
 import { copyBatch } from '../support/scenarios.ts'
 
 const config = join(inject('compiled'), 'test/support/worker.config.js')
@@ -76,11 +77,41 @@ describe('the log of a worker', () => {
 describe('a worker whose Redis cannot be reached', () => {
   it('ends on the first SIGTERM, before it has started', async () => {
     const { env } = await arrange()
-    const nobody = `redis://127.0.0.1:${await freePort()}`
-    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], { ...env, REDIS_URL: nobody })
-    await worker.says('queue connection')
+    const nobody = `127.0.0.1:${await freePort()}`
+    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], {
+      ...env,
+      REDIS_URL: `redis://user:secret@${nobody}`,
+    })
+    await worker.says('trouble with the queues')
     worker.child.kill('SIGTERM')
-    expect(await worker.ended).toMatchObject({ code: 0, stdout: '' })
+    const { code, stdout, stderr } = await worker.ended
+    expect({ code, stdout }).toEqual({ code: 0, stdout: '' })
+    // Told once, although each queue and each worker reports it.
+    expect(stderr.match(/trouble with the queues/g)).toHaveLength(1)
+    expect(stderr).toContain(`"server":"${nobody}"`)
+    expect(stderr).not.toContain('secret')
+  })
+})
+
+describe.skipIf(redis === undefined)('a worker whose Redis has gone', () => {
+  it('ends on the first SIGTERM, when what it runs has ended, and not at the deadline', async () => {
+    const server = await startRedis()
+    if (!server) throw new Error('no redis-server')
+    const { ctx, env } = await arrange()
+    const worker = new HoldfastProcess(['worker', '--migrate', '-c', config], {
+      ...env,
+      REDIS_URL: server.url,
+    })
+    await worker.says('worker started')
+    await enqueueBatchJob(ctx, copyBatch, {}, 'test')
+    await worker.says('batch job completed')
+    await server.stop()
+    await worker.says('trouble with the queues')
+    worker.child.kill('SIGTERM')
+    const { code, stderr } = await worker.ended
+    expect(code).toBe(0)
+    expect(stderr).not.toContain('deadline')
+    await expectAllOnce(ctx)
   })
 })
 

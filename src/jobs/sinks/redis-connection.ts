@@ -1,5 +1,6 @@
 import { Cluster, type ClusterOptions, Redis, type RedisOptions } from 'ioredis'
 import { type EncodedArguments, type Script, ScriptCall } from './redis-script-call.ts'
+import { accessOf, type RedisUrls } from './redis-urls.ts'
 
 /** A client of one server or of a cluster that fails fast: the relay's own back-off decides when to try again. */
 export type RedisConnection = {
@@ -36,7 +37,7 @@ const perCluster = {
   dnsLookup: (name, done) => done(null, name),
 } satisfies ClusterOptions
 
-export function connectRedis(url: string | readonly string[]): RedisConnection {
+export function connectRedis(url: RedisUrls): RedisConnection {
   return typeof url === 'string' ? toServer(url) : toCluster(url)
 }
 
@@ -51,7 +52,7 @@ function toServer(url: string): RedisConnection {
 }
 
 function toCluster(urls: readonly string[]): RedisConnection {
-  const cluster = new Cluster([...urls], { ...perCluster, redisOptions: { ...perServer, ...access(urls) } })
+  const cluster = new Cluster([...urls], { ...perCluster, redisOptions: { ...perServer, ...accessOf(urls) } })
   cluster.on('error', () => undefined)
   cluster.on('+node', forgiveAsking)
   return {
@@ -61,16 +62,6 @@ function toCluster(urls: readonly string[]): RedisConnection {
       return runScript((call) => cluster.sendCommand(call), script, keys, args)
     },
     close: () => cluster.disconnect(),
-  }
-}
-
-/** What the first URL says about getting in; nodes that the cluster names have no URL of their own. */
-function access([first = '']: readonly string[]): RedisOptions {
-  const { protocol, username, password } = new URL(first)
-  return {
-    ...(username === '' ? {} : { username: decodeURIComponent(username) }),
-    ...(password === '' ? {} : { password: decodeURIComponent(password) }),
-    ...(protocol === 'rediss:' ? { tls: {} } : {}),
   }
 }
 

@@ -5,6 +5,7 @@ import { policyOf } from './define-sink.ts'
 import { connectRedis, type RedisConnection } from './redis-connection.ts'
 import { type EncodedArguments, encodeArguments } from './redis-script-call.ts'
 import { type AppendReply, appendScript } from './redis-stream-script.ts'
+import { problemsOfUrls, type RedisUrls } from './redis-urls.ts'
 import { ReusedBuffers } from './reused-buffers.ts'
 import {
   type OpenSink,
@@ -17,7 +18,7 @@ import {
 
 export type RedisStreamOptions = SinkPolicy & {
   /** redis:// or rediss://, of one server; a list: of nodes of a cluster, through which the others are found */
-  url: string | readonly string[]
+  url: RedisUrls
   /** the stream's key; default `events` */
   stream?: string
   /** approximate length to keep (XADD MAXLEN ~); default unbounded */
@@ -143,11 +144,7 @@ function encode(events: readonly OutboxEvent[], buffers: ReusedBuffers): Part[] 
 
 function problemsOf(options: Required<Omit<RedisStreamOptions, keyof SinkPolicy>>): string[] {
   const { url, stream, maxLength, maxEventBytes } = options
-  const urls = typeof url === 'string' ? [url] : url
-  const problems: string[] = []
-  if (urls.length === 0) problems.push('the list of cluster nodes is empty')
-  if (!urls.every((one) => /^rediss?:\/\//.test(one) && URL.canParse(one)))
-    problems.push('a URL starts with redis:// or rediss://')
+  const problems = problemsOfUrls(url)
   if (stream === '') problems.push('the stream needs a name')
   else if (tagIn(stream) === undefined && stream.includes('}'))
     problems.push('a stream whose name has a } needs a hash tag, {so}, for its memory to be on the same node')
