@@ -8,15 +8,15 @@ import { type Bench, compare, type Measurement, ratePerSecond } from './measure.
 const connections = 4
 
 /**
- * A call with an idempotency key that inserts a row, against two bare committed statements of which one inserts the same row:
- * the same driver, as many at once. And how fast expired keys are removed.
+ * A call with an idempotency key that inserts a row: against two bare committed statements of which one inserts the same row,
+ * and against the statements that the call consists of, by hand. The same driver, as many at once.
  */
 export const idempotency: Bench = async (servers, quick) => [
-  await calls(servers.postgres, quick),
+  ...(await calls(servers.postgres, quick)),
   await expiry(servers.postgres, quick),
 ]
 
-async function calls(server: string, quick: boolean): Promise<Measurement> {
+async function calls(server: string, quick: boolean): Promise<Measurement[]> {
   // Short rounds and many of them: a slow moment of the machine hits few of them, and both sides alike.
   const seconds = 0.5
   const url = await createDatabase(server, 'bench_idempotency')
@@ -27,31 +27,56 @@ async function calls(server: string, quick: boolean): Promise<Measurement> {
   const plain = postgres(url, { max: connections, onnotice: () => undefined })
   const reserved = await Promise.all(Array.from({ length: connections }, () => plain.reserve()))
   let serial = 0
+  const rateOf = (run: (sql: postgres.ReservedSql, key: string) => Promise<unknown>) => () =>
+    ratePerSecond(connections, seconds, async (connection) => {
+      const sql = reserved[connection]
+      if (sql) await run(sql, `key_${++serial}`)
+    })
+  const ours = rateOf((_, key) =>
+    idempotent(ctx, { scope: 'bench', key, fingerprint: { note: key } }, async (tx) => {
+      await tx`insert into work (note) values (${key})`
+      return { key }
+    }),
+  )
+  const unit = 'calls/s'
   try {
-    return await compare(
-      { name: 'idempotent call', unit: 'calls/s', bar: 0.7, rounds: quick ? 9 : 41 },
-      () =>
-        ratePerSecond(connections, seconds, async () => {
-          const key = `key_${++serial}`
-          await idempotent(ctx, { scope: 'bench', key, fingerprint: { note: key } }, async (tx) => {
-            await tx`insert into work (note) values (${key})`
-            return { key }
-          })
-        }),
-      () =>
-        ratePerSecond(connections, seconds, async (connection) => {
-          const sql = reserved[connection]
-          if (!sql) return
-          const key = `plain_${++serial}`
+    return [
+      await compare(
+        { name: 'idempotent call', unit, bar: 0.7, rounds: quick ? 9 : 41 },
+        ours,
+        rateOf(async (sql, key) => {
           await sql`insert into plain (key, note) values (${key}, '')`
           await sql`insert into work (note) values (${key})`
         }),
-    )
+      ),
+      await compare(
+        { name: 'idempotent call, against its statements by hand', unit, bar: 0, rounds: quick ? 5 : 15 },
+        ours,
+        rateOf(callByHand),
+      ),
+    ]
   } finally {
     for (const sql of reserved) sql.release()
     await plain.end()
     await close()
   }
+}
+
+/** The three trips of a call, each in one flush, without anything around them. */
+async function callByHand(sql: postgres.ReservedSql, key: string): Promise<void> {
+  const fingerprint = Buffer.alloc(32)
+  const [claim] = await sql<{ token: string }[]>`
+    select token from holdfast.claim_idempotency_key('bench', ${key}, ${fingerprint}, '15 s', '1 day')`
+  const token = claim?.token ?? '0'
+  await Promise.all([
+    sql.unsafe(`BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL holdfast.claim = '${token}'`),
+    sql`insert into work (note) values (${key})`,
+  ])
+  await Promise.all([
+    sql.unsafe('RESET SESSION AUTHORIZATION; SET LOCAL synchronous_commit = on'),
+    sql`select holdfast.complete_idempotency_key('bench', ${key}, ${token}, ${fingerprint}, ${'{}'}, '1 day')`,
+    sql.unsafe('COMMIT'),
+  ])
 }
 
 /** A million keys of which nine in ten are expired; against one statement that removes as many. */
