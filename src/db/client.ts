@@ -1,5 +1,6 @@
 import postgres from 'postgres'
 import { arrayTypes, registerArrayTypes } from './array-types.ts'
+import { readDatabaseUrl } from './connection-url.ts'
 
 /** At most a second: the driver's own twenty would hide that a server is back, and from whoever waits why it was away. */
 function secondsToWait(retries: number): number {
@@ -11,7 +12,9 @@ export function createClient(
   url: string,
   options: postgres.Options<Record<string, never>> = {},
 ): postgres.Sql {
-  const sql = postgres(url, {
+  const { url: rest, ssl } = readDatabaseUrl(url)
+  const sql = postgres(rest, {
+    ssl,
     connect_timeout: 10,
     backoff: secondsToWait,
     onnotice: () => undefined,

@@ -1,5 +1,11 @@
 import { countFailures } from '../db/batch-failures.ts'
-import { findBatchJob, moveBatchJob, readBatchStatus, recordExpected } from '../db/batch-jobs.ts'
+import {
+  type BatchStatus,
+  findBatchJob,
+  moveBatchJob,
+  readBatchStatus,
+  recordExpected,
+} from '../db/batch-jobs.ts'
 import { type BatchRange, readRanges, recordRanges } from '../db/batch-ranges.ts'
 import { beginBatchRun, endBatchRun } from '../db/batch-runs.ts'
 import { InvalidConfigError } from '../db/errors.ts'
@@ -99,6 +105,13 @@ export async function runBatch(
   return new BatchRun(work, options).run()
 }
 
+/** What a run does with its job between two chunks. */
+const letGoes: Partial<Record<BatchStatus, BatchStatus>> = {
+  queued: 'running',
+  pausing: 'paused',
+  cancelling: 'cancelled',
+}
+
 class BatchRun implements RunControl {
   readonly timing: BatchTiming
   readonly #work: BatchWork
@@ -162,12 +175,11 @@ class BatchRun implements RunControl {
   async letGo(): Promise<BatchOutcome | undefined> {
     const { ctx, job } = this.#work
     const { sql } = ctx.databases.primary
-    const status = await moveBatchJob(sql, job.id, {
-      queued: 'running',
-      pausing: 'paused',
-      cancelling: 'cancelled',
-    })
-    const now = status ?? (await readBatchStatus(sql, job.id))
+    let now: BatchStatus | undefined
+    // Again where somebody asked for it right between the two statements.
+    do {
+      now = (await moveBatchJob(sql, job.id, letGoes)) ?? (await readBatchStatus(sql, job.id))
+    } while (now !== undefined && now in letGoes)
     if (now === 'running') return undefined
     ctx.log.info({ jobId: job.id, status: now }, 'batch job lets go')
     return now === 'completed' || now === 'failed' ? now : 'stopped'

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { readDatabaseUrl } from '../db/connection-url.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import { messageOf } from '../db/message-of.ts'
 import type { Retention } from '../db/retention.ts'
@@ -364,12 +365,22 @@ function databaseUrls(
     else urls[name] = value ?? ''
   }
   for (const [name, url] of Object.entries(urls)) {
-    if (url !== 'embedded' && !/^postgres(ql)?:\/\//.test(url)) {
-      const from = name === 'primary' && declared.primary === undefined ? 'DATABASE_URL' : `databases.${name}`
-      problems.push(`${from}: a URL starts with postgres:// (or the value is embedded)`)
-    }
+    const problem = url === 'embedded' ? undefined : problemOfUrl(url)
+    const from = name === 'primary' && declared.primary === undefined ? 'DATABASE_URL' : `databases.${name}`
+    if (problem !== undefined) problems.push(`${from}: ${problem}`)
   }
   return urls
+}
+
+/** None of it repeats the URL, which may hold a password. */
+function problemOfUrl(url: string): string | undefined {
+  if (!/^postgres(ql)?:\/\//.test(url)) return 'a URL starts with postgres:// (or the value is embedded)'
+  try {
+    readDatabaseUrl(url)
+    return undefined
+  } catch (error) {
+    return messageOf(error)
+  }
 }
 
 function present(value: string | undefined): string | undefined {

@@ -1,5 +1,6 @@
 import { resolve } from 'node:path'
 import type { Logger } from 'pino'
+import { isUntrusted } from '../db/connection-url.ts'
 import { createDatabase } from '../db/create-database.ts'
 import { Databases } from '../db/databases.ts'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded/server.ts'
@@ -81,6 +82,11 @@ export async function migrateAll(
 
 /** Of what the driver says where it finds no server. */
 function explained(error: unknown): unknown {
+  if (isUntrusted(error))
+    return new DatabaseUnreachableError(
+      `the certificate of a database was not accepted: ${messageOf(error)}. Name the file of its CA with sslrootcert in the URL (or NODE_EXTRA_CA_CERTS), and the host as the certificate does; sslmode=require accepts any`,
+      { cause: error },
+    )
   if (!isUnreachable(error) || error instanceof DatabaseUnreachableError) return error
   // Where a name has several addresses, Node's error has no text of its own.
   const why = messageOf(error) || (error as { code?: string }).code

@@ -9,6 +9,7 @@ import {
 } from 'bullmq'
 import { Client } from 'pg'
 import type { Logger } from 'pino'
+import { readDatabaseUrl } from '../db/connection-url.ts'
 import { within } from '../db/within.ts'
 import type { RedisUrls } from '../jobs/sinks/redis-urls.ts'
 import { QueueConnection, QueueTrouble } from './queue-connection.ts'
@@ -58,13 +59,19 @@ const schema = 'holdfast_bullmq'
 
 /** Creates or upgrades BullMQ's own tables. Safe when several processes do it at once. */
 export async function migrateQueues(postgres: string): Promise<void> {
-  const client = new Client({ connectionString: postgres })
+  const client = new Client(onDatabase(postgres))
   await client.connect()
   try {
     await runMigrations(client, schema)
   } finally {
     await client.end()
   }
+}
+
+/** For node-postgres, which BullMQ uses. */
+function onDatabase(postgres: string) {
+  const { url, ssl } = readDatabaseUrl(postgres)
+  return { connectionString: url, ssl }
 }
 
 // The two backends give Queue and Worker different types; this is what both have and we use.
@@ -284,7 +291,7 @@ export class Queues {
   }
 
   #onPostgres() {
-    return { connection: { connectionString: this.#settings.postgres, schema, max: 4 } }
+    return { connection: { ...onDatabase(this.#settings.postgres), schema, max: 4 } }
   }
 
   /** The hash tag keeps a queue's keys on one node of a cluster, and the queues on different ones. */

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
-import { findBatchJob, listBatchJobs } from '../../src/db/batch-jobs.ts'
-import { BatchNotCompletedError, InvalidConfigError, WrongBatchStateError } from '../../src/db/errors.ts'
+import { type BatchStatus, findBatchJob, listBatchJobs } from '../../src/db/batch-jobs.ts'
+import { BatchNotCompletedError, UnknownJobError, WrongBatchStateError } from '../../src/db/errors.ts'
 import { watchSteps } from '../../src/db/steps.ts'
 import { cancelBatch, pauseBatch, resumeBatch } from '../../src/jobs/batch-control.ts'
 import { type BatchDefinition, defineBatch } from '../../src/jobs/batch-definition.ts'
@@ -103,7 +103,7 @@ describe('a batch job', () => {
     await expect(resumeBatch(ctx, jobId)).rejects.toThrow(WrongBatchStateError)
     await expect(pauseBatch(ctx, jobId)).rejects.toThrow('is cancelled and cannot be paused')
     expect(await cancelBatch(ctx, jobId)).toBe('cancelled')
-    await expect(cancelBatch(ctx, 'nobody')).rejects.toThrow(InvalidConfigError)
+    await expect(cancelBatch(ctx, 'nobody')).rejects.toThrow(UnknownJobError)
     expect(await run()).toBe('stopped')
   })
 
@@ -145,6 +145,28 @@ describe('a batch job', () => {
       status: 'paused',
       hold: null,
     })
+  })
+
+  it('is paused by its run also when that is asked for while the run looks', async () => {
+    const throttled: BatchDefinition = { ...definition, throttle: { hook: async () => 'never', everyMs: 1 } }
+    const { ctx, jobId, run } = await arrange(throttled)
+    const { primary } = ctx.databases
+    const { sql } = primary
+    let paused: Promise<BatchStatus> | undefined
+    Object.assign(primary, {
+      sql: new Proxy(sql, {
+        apply(target, self, args: [TemplateStringsArray]) {
+          const query = () => Reflect.apply(target, self, args) as unknown
+          // The run has found nothing to do, and is about to look how the job stands.
+          if (paused || !args[0].join('').includes('select status from holdfast.batch_jobs')) return query()
+          paused = Promise.resolve().then(() => pauseBatch(ctx, jobId))
+          return paused.then(query)
+        },
+      }),
+    })
+    expect(await run()).toBe('stopped')
+    expect(await paused).toBe('pausing')
+    expect(await findBatchJob(sql, jobId)).toMatchObject({ status: 'paused', hold: null })
   })
 
   it('takes more rows at once while chunks are faster than they should be, and fewer when slower', async () => {

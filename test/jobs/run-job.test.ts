@@ -363,7 +363,7 @@ describe('an attempt that fails', () => {
     expect((await one.job(jobId)).errors).toHaveLength(2)
     expect([await one.orders(), undone.length]).toEqual([[1], 2])
     await expect(retryJob(one.ctx, jobId)).rejects.toMatchObject({ code: 'HOLDFAST_WRONG_JOB_STATE' })
-    await expect(retryJob(one.ctx, 'nothing')).rejects.toMatchObject({ code: 'HOLDFAST_INVALID_CONFIG' })
+    await expect(retryJob(one.ctx, 'nothing')).rejects.toMatchObject({ code: 'HOLDFAST_UNKNOWN_JOB' })
   })
 
   it('without a compensation keeps one key for the whole job: nobody takes back what it did under another', async () => {
@@ -620,7 +620,7 @@ describe('a job is stopped', () => {
     const done = await one.enqueue('place')
     await one.run(done)
     await expect(cancelJob(one.ctx, done)).rejects.toMatchObject({ code: 'HOLDFAST_WRONG_JOB_STATE' })
-    await expect(cancelJob(one.ctx, 'nothing')).rejects.toMatchObject({ code: 'HOLDFAST_INVALID_CONFIG' })
+    await expect(cancelJob(one.ctx, 'nothing')).rejects.toMatchObject({ code: 'HOLDFAST_UNKNOWN_JOB' })
     expect(await one.orders()).toEqual([1])
   })
 

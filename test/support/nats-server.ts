@@ -25,15 +25,16 @@ export function natsProgram(): string | undefined {
  * folder. Undefined where there is no nats-server.
  */
 export async function startNats(
-  settings: { maxPayload?: number; user?: string; pass?: string } = {},
+  settings: { maxPayload?: number; user?: string; pass?: string; tls?: { cert: string; key: string } } = {},
 ): Promise<NatsServer | undefined> {
   const program = natsProgram()
   if (program === undefined) return undefined
   const dir = await mkdtemp(join(tmpdir(), 'holdfast-nats-'))
   const config = join(dir, 'nats.conf')
-  const { maxPayload = 1_048_576, user, pass } = settings
+  const { maxPayload = 1_048_576, user, pass, tls } = settings
   const login = user === undefined ? '' : `authorization: { user: "${user}", password: "${pass}" }\n`
-  await writeFile(config, `max_payload: ${maxPayload}\n${login}`)
+  const encrypted = tls === undefined ? '' : `tls: { cert_file: "${tls.cert}", key_file: "${tls.key}" }\n`
+  await writeFile(config, `max_payload: ${maxPayload}\n${login}${encrypted}`)
   for (let tries = 0; tries < 10; tries++) {
     const port = await freePort()
     const server = new BrokerProcess({

@@ -163,9 +163,9 @@ describe('a run', () => {
     gate.resolve()
     expect(await runs[0]).toMatchObject({ status: 'completed' })
     expect(stage).toHaveBeenCalledOnce()
-    await expect(fake.runJob('slow-1')).rejects.toEqual(code('INVALID_CONFIG'))
+    await expect(fake.runJob('slow-1')).rejects.toEqual(code('UNKNOWN_JOB'))
     const { staged } = await fake.beginDistributed('open', (tx) => fake.enqueue('slow', null, { tx }))
-    await expect(fake.runJob(staged.jobId)).rejects.toEqual(code('INVALID_CONFIG'))
+    await expect(fake.runJob(staged.jobId)).rejects.toEqual(code('UNKNOWN_JOB'))
   })
 
   it('is told to stop by a cancel, and its effects are taken back when they are over', async () => {

@@ -105,13 +105,13 @@ describe.skipIf(redis === undefined)('a worker whose Redis has gone', () => {
     await worker.says('worker started')
     await enqueueBatchJob(ctx, copyBatch, {}, 'test')
     await worker.says('batch job completed')
+    await expectAllOnce(ctx)
     await server.stop()
     await worker.says('trouble with the queues')
     worker.child.kill('SIGTERM')
     const { code, stderr } = await worker.ended
     expect(code).toBe(0)
     expect(stderr).not.toContain('deadline')
-    await expectAllOnce(ctx)
   })
 })
 
