@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -7,6 +8,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { Redis } from 'ioredis'
 import { vi } from 'vitest'
+import type { Certificate } from './certificate.ts'
 
 export type ClusterNode = {
   readonly url: string
@@ -35,9 +37,10 @@ const waiting = { timeout: 90_000, interval: 50 }
 
 /**
  * A private Redis Cluster of three masters from the redis-server on the PATH, on free ports of the loopback interface. What
- * a node acknowledged is in its file, so a killed one comes back with it. Undefined where there is no redis-server.
+ * a node acknowledged is in its file, so a killed one comes back with it. With a certificate, which is for localhost, the nodes
+ * answer to nothing but TLS and give that for their name. Undefined where there is no redis-server.
  */
-export async function startRedisCluster(): Promise<RedisCluster | undefined> {
+export async function startRedisCluster(tls?: Certificate): Promise<RedisCluster | undefined> {
   const dir = await mkdtemp(join(tmpdir(), 'holdfast-redis-cluster-'))
   const nodes: StartedNode[] = []
   const stop = async () => {
@@ -45,7 +48,7 @@ export async function startRedisCluster(): Promise<RedisCluster | undefined> {
     await rm(dir, { recursive: true, force: true })
   }
   const add = async () => {
-    const node = await startNode(dir)
+    const node = await startNode(dir, tls)
     if (node) nodes.push(node)
     return node
   }
@@ -118,22 +121,28 @@ async function isWell(node: StartedNode, nodes: number): Promise<boolean> {
 
 type StartedNode = ClusterNode & { readonly busPort: number; running(): boolean; end(): Promise<void> }
 
-async function startNode(dir: string): Promise<StartedNode | undefined> {
+async function startNode(dir: string, tls: Certificate | undefined): Promise<StartedNode | undefined> {
   for (let tries = 0; tries < 10; tries++) {
     const [port, busPort] = await freePorts()
     const home = join(dir, String(port))
     await mkdir(home)
-    const launched = await launch(port, busPort, home)
+    const place = { port, busPort, home, tls }
+    const launched = await launch(place)
     if (launched === 'missing') return undefined
-    if (launched !== 'port-taken') return nodeOf(launched, port, busPort, home)
+    if (launched !== 'port-taken') return nodeOf(launched, place)
   }
   throw new Error('no free ports for a node of the cluster after ten tries')
 }
 
-function nodeOf(started: ChildProcess, port: number, busPort: number, home: string): StartedNode {
+/** `home`: its folder. */
+type Place = { port: number; busPort: number; home: string; tls: Certificate | undefined }
+
+function nodeOf(started: ChildProcess, place: Place): StartedNode {
+  const { port, busPort, tls } = place
   let child = started
   // Waits for its server, and reconnects to it after a restart.
-  const client = new Redis({ port, host: '127.0.0.1', maxRetriesPerRequest: null })
+  const encrypted = tls === undefined ? {} : { tls: { ca: readFileSync(tls.cert), servername: 'localhost' } }
+  const client = new Redis({ port, host: '127.0.0.1', maxRetriesPerRequest: null, ...encrypted })
   client.on('error', () => undefined)
   const running = () => child.exitCode === null && child.signalCode === null
   const kill = async () => {
@@ -143,7 +152,7 @@ function nodeOf(started: ChildProcess, port: number, busPort: number, home: stri
     await exited
   }
   return {
-    url: `redis://127.0.0.1:${port}`,
+    url: tls === undefined ? `redis://127.0.0.1:${port}` : `rediss://localhost:${port}`,
     port,
     busPort,
     client,
@@ -151,7 +160,7 @@ function nodeOf(started: ChildProcess, port: number, busPort: number, home: stri
     running,
     kill,
     async restart() {
-      const launched = await launch(port, busPort, home)
+      const launched = await launch(place)
       if (typeof launched === 'string')
         throw new Error(`the node on port ${port} did not come back: ${launched}`)
       child = launched
@@ -163,13 +172,9 @@ function nodeOf(started: ChildProcess, port: number, busPort: number, home: stri
   }
 }
 
-async function launch(
-  port: number,
-  busPort: number,
-  home: string,
-): Promise<ChildProcess | 'missing' | 'port-taken'> {
+async function launch({ port, busPort, home, tls }: Place): Promise<ChildProcess | 'missing' | 'port-taken'> {
   const settings = {
-    port,
+    ...(tls === undefined ? { port } : encrypted(port, tls)),
     bind: '127.0.0.1',
     dir: home,
     save: '',
@@ -193,6 +198,21 @@ async function launch(
       if (line.includes('Ready to accept connections')) resolve(child)
     })
   })
+}
+
+function encrypted(port: number, { cert, key }: Certificate) {
+  return {
+    port: 0,
+    'tls-port': port,
+    'tls-cert-file': cert,
+    'tls-key-file': key,
+    'tls-ca-cert-file': cert,
+    'tls-auth-clients': 'no',
+    'tls-cluster': 'yes',
+    'tls-replication': 'yes',
+    'cluster-announce-hostname': 'localhost',
+    'cluster-preferred-endpoint-type': 'hostname',
+  }
 }
 
 /** Two ports that were free a moment ago; the bus of the cluster need not be at port + 10000. */

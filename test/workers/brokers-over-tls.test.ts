@@ -13,6 +13,7 @@ import { newDatabases, openContext } from '../support/database.ts'
 import { natsProgram, startNats } from '../support/nats-server.ts'
 import { HoldfastProcess } from '../support/process.ts'
 import { rabbitmqProgram, startRabbitmq } from '../support/rabbitmq-server.ts'
+import { startRedisCluster } from '../support/redis-cluster.ts'
 import { startRedis } from '../support/redis-server.ts'
 
 const compiled = pathToFileURL(join(inject('compiled'), 'src/')).href
@@ -111,6 +112,32 @@ describe.runIf(all)('over TLS', () => {
     await expect.poll(async () => (await channel.checkQueue('q')).messageCount).toBe(1)
     await expect.poll(async () => (await manager.streams.info('S')).state.messages).toBe(1)
     await expect.poll(() => received.length).toBe(1)
+    worker.child.kill('SIGTERM')
+    expect(await worker.ended).toMatchObject({ code: 0 })
+  })
+
+  it('jobs run on queues on a Redis Cluster, and events go to it', async () => {
+    const urls = await newDatabases()
+    const { sql } = (await openContext(urls)).databases.primary
+    const cluster = await startRedisCluster(certificate)
+    if (!cluster) throw new Error('no redis-server')
+    onTestFinished(() => cluster.stop())
+    const worker = await startWorker(
+      `{ stream: redisStream({ url: ${JSON.stringify(cluster.urls)}, stream: 'events' }) }`,
+      {
+        DATABASE_URL: urls.primary ?? '',
+        REDIS_URL: cluster.urls.join(','),
+        NODE_EXTRA_CA_CERTS: certificate.cert,
+      },
+    )
+    await worker.says('worker started')
+    await sql`select holdfast.publish('greeted', 'x', '{}')`
+    const [job] = await sql<{ id: string }[]>`select holdfast.enqueue('greet', 'null') as id`
+    await expect
+      .poll(async () => (await sql`select status from holdfast.jobs where id = ${job?.id ?? ''}`)[0]?.status)
+      .toBe('completed')
+    const keys = () => Promise.all(cluster.masters.map(({ client }) => client.keys('events')))
+    await expect.poll(async () => (await keys()).flat()).toEqual(['events'])
     worker.child.kill('SIGTERM')
     expect(await worker.ended).toMatchObject({ code: 0 })
   })
