@@ -198,6 +198,7 @@ class BatchRun implements RunControl {
         // Every range that this run knows of is dry: whether they all are, the table says.
         if (outcome !== 'dry') return outcome
         failures = 0
+        waits = 0
       } catch (error) {
         if (signal.aborted) break
         if (error instanceof JobFailure) return this.#fail(error.message)

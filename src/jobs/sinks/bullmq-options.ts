@@ -1,13 +1,14 @@
 import type { BackoffOptions } from 'bullmq'
 import type { CloudEvent } from '../../db/cloud-event.ts'
+import { problemsOfUrls, type RedisUrls } from './redis-urls.ts'
 import type { SinkPolicy } from './sink.ts'
 
 export type BullmqOptions = SinkPolicy & {
-  /** redis://… or rediss://…; for a client that the sink opens and closes itself */
-  url: string
+  /** redis:// or rediss://, of one server; a list: of nodes of a cluster, through which the others are found */
+  url: RedisUrls
   /** the queue's name; best a queue that nothing else adds to */
   queue: string
-  /** BullMQ's prefix of its keys; default `bull` */
+  /** BullMQ's prefix of its keys; default `bull`. On a cluster with a hash tag, `{bull}`: a job's keys lie on one node */
   prefix?: string
   /** the name of an event's job; default the event's type */
   jobName?: (this: void, event: CloudEvent) => string
@@ -41,9 +42,12 @@ export function problemsOf(
   const { delay = 0, jitter = 0 } = typeof backoff === 'number' ? { delay: backoff } : backoff
   const unknown = Object.keys(jobOptions).filter((name) => !known.has(name))
   return [
-    ...(URL.canParse(url) && /^rediss?:/.test(url) ? [] : ['url is a redis:// or rediss:// URL']),
+    ...problemsOfUrls(url).map((problem) => `url: ${problem}`),
     ...(isName(queue) ? [] : ['queue is a name without a colon']),
     ...(prefix === undefined || (typeof prefix === 'string' && prefix !== '') ? [] : ['prefix is a text']),
+    ...(typeof url === 'string' || /\{[^}]+\}/.test(prefix ?? '')
+      ? []
+      : ['prefix needs a hash tag on a cluster, as in {bull}']),
     ...(jobName === undefined || typeof jobName === 'function' ? [] : ['jobName is a function']),
     ...(isCount(options.keepCompletedMs) ? [] : ['keepCompletedMs is a whole number of milliseconds']),
     ...(isCount(options.keepFailedMs) ? [] : ['keepFailedMs is a whole number of milliseconds']),

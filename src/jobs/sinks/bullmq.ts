@@ -1,5 +1,5 @@
 import { type JobsOptions, Queue } from 'bullmq'
-import { Redis } from 'ioredis'
+import { Cluster, Redis } from 'ioredis'
 import type { CloudEvent } from '../../db/cloud-event.ts'
 import { InvalidConfigError, RejectedEventError, SinkUnavailableError } from '../../db/errors.ts'
 import { messageOf } from '../../db/message-of.ts'
@@ -8,6 +8,7 @@ import { within } from '../../db/within.ts'
 import { type BullmqOptions, problemsOf } from './bullmq-options.ts'
 import { policyOf } from './define-sink.ts'
 import { publishByKey, waitsBehind } from './publish-by-key.ts'
+import { accessOf, type RedisUrls } from './redis-urls.ts'
 import { messageIdOf, type OpenSink, type Page, type Rejection, type Sink } from './sink.ts'
 
 export type { BullmqOptions } from './bullmq-options.ts'
@@ -57,8 +58,7 @@ const concurrency = 16
 
 function openQueue(options: BullmqOptions, jobOptions: JobsOptions): OpenSink {
   const { url, queue: name, prefix, jobName = ({ type }) => type } = options
-  // Fails fast, so that the relay's own back-off decides when to try again.
-  const redis = new Redis(url, { maxRetriesPerRequest: 0, connectTimeout: 5_000, lazyConnect: true })
+  const redis = connect(url)
   const queue = new Queue(name, {
     connection: redis,
     ...(prefix === undefined ? {} : { prefix }),
@@ -99,6 +99,18 @@ function openQueue(options: BullmqOptions, jobOptions: JobsOptions): OpenSink {
       await queue.close()
     },
   }
+}
+
+/** Fails fast, so that the relay's own back-off decides when to try again. */
+function connect(url: RedisUrls): Redis | Cluster {
+  const perServer = { maxRetriesPerRequest: 0, connectTimeout: 5_000 }
+  if (typeof url === 'string') return new Redis(url, { ...perServer, lazyConnect: true })
+  return new Cluster([...url], {
+    lazyConnect: true,
+    slotsRefreshTimeout: 5_000,
+    dnsLookup: (name, done) => done(null, name),
+    redisOptions: { ...perServer, ...accessOf(url) },
+  })
 }
 
 type Job = { name: string; data: CloudEvent; opts: JobsOptions }
@@ -150,7 +162,7 @@ function isAboutOneJob(error: unknown): boolean {
 }
 
 /** Without a cause: ioredis keeps a command's arguments with its error, and they are the payload. */
-function unavailable(page: Page, redis: Redis, error: unknown): SinkUnavailableError {
+function unavailable(page: Page, redis: Redis | Cluster, error: unknown): SinkUnavailableError {
   if ((error as { code?: unknown } | null)?.code === 'ETIMEDOUT') redis.disconnect(true)
   return new SinkUnavailableError(`Redis did not take the jobs of ${page.sink}: ${messageOf(error)}`)
 }

@@ -365,7 +365,7 @@ describe.runIf(url !== undefined)('bullmq', () => {
     }
     expect(thrown).toBeInstanceOf(InvalidConfigError)
     expect((thrown as InvalidConfigError).problems).toEqual([
-      'bullmq: url is a redis:// or rediss:// URL',
+      'bullmq: url: a URL starts with redis:// or rediss://',
       'bullmq: queue is a name without a colon',
       'bullmq: prefix is a text',
       'bullmq: jobName is a function',
