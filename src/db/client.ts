@@ -12,9 +12,9 @@ export function createClient(
   url: string,
   options: postgres.Options<Record<string, never>> = {},
 ): postgres.Sql {
-  const { url: rest, ssl } = readDatabaseUrl(url)
+  const { url: rest, ...tls } = readDatabaseUrl(url)
   const sql = postgres(rest, {
-    ssl,
+    ...tls,
     connect_timeout: 10,
     backoff: secondsToWait,
     onnotice: () => undefined,

@@ -1,61 +1,62 @@
+import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
-import type { ConnectionOptions } from 'node:tls'
-import { parse } from 'pg-connection-string'
+import { type ConnectionOptions, createSecureContext } from 'node:tls'
 
 /**
- * What a URL of a database says of TLS, as libpq reads it (`sslmode`, `sslrootcert`, `sslcert`, `sslkey`), and the URL without
- * that. Two drivers connect to one URL, postgres.js and, for BullMQ, node-postgres, and each would read it in a way of its own.
+ * What a URL of a database says of TLS, as libpq reads it, and the URL without that. Two drivers connect to one URL,
+ * postgres.js and, for BullMQ, node-postgres, and each would read it in a way of its own.
  *
- * `require` verifies nothing, unless there is a CA; `verify-ca` the chain; `verify-full` the name as well. `prefer` and `allow` never
- * fall back to plain text, which libpq would do: they mean `require`. Without any of them nothing is encrypted.
+ * `sslmode`: `require` verifies nothing, unless `sslrootcert` names a CA; `verify-ca` the chain; `verify-full` the name as well.
+ * `prefer` and `allow` never fall back to plain text, which libpq would do: they mean `require`. `sslcert`, `sslkey` and
+ * `sslpassword` are the client's. What the URL leaves out the environment may say (PGSSLMODE and so on); where neither says
+ * anything, nothing is encrypted. Of a parameter that is there twice the last one counts.
  */
-export type DatabaseUrl = { url: string; ssl: boolean | ConnectionOptions }
+export type DatabaseUrl = {
+  url: string
+  ssl: false | ConnectionOptions
+  /** TLS from the first byte on (PostgreSQL 17) */
+  sslnegotiation?: 'direct'
+}
 
 const sslmodes = ['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full']
-const ours = ['ssl', 'sslmode', 'sslrootcert', 'sslcert', 'sslkey']
+const ours = ['ssl', 'sslmode', 'sslrootcert', 'sslcert', 'sslkey', 'sslpassword', 'sslnegotiation']
 
-/** Throws an Error whose message says what is wrong with the parameters, or with the files that they name. */
+/** Throws an Error whose message says what is wrong, with the files that are named as well, and does not repeat the URL. */
 export function readDatabaseUrl(text: string): DatabaseUrl {
-  const [url = '', query = ''] = text.split('?', 2)
-  const parameters = query.split('&').filter((part) => part !== '')
+  const at = text.indexOf('?')
+  const url = at === -1 ? text : text.slice(0, at)
+  const parts = at === -1 ? [] : text.slice(at + 1).split('&')
   const isOurs = (part: string) => ours.includes(part.split('=', 1)[0] ?? '')
-  const rest = parameters.filter((part) => !isOurs(part))
+  const rest = parts.filter((part) => part !== '' && !isOurs(part))
+  const hosts = hostsOf(url)
+  const parameters = { ...fromEnvironment(), ...fromQuery(parts.filter(isOurs)) }
+  const ssl = withHost(readTls(parameters), hosts)
+  const direct = parameters.sslnegotiation === 'direct'
+  if (direct && ssl === false) throw new Error('sslnegotiation=direct needs an sslmode that encrypts')
   return {
     url: rest.length === 0 ? url : `${url}?${rest.join('&')}`,
-    ssl: withHost(readTls(new URLSearchParams(parameters.filter(isOurs).join('&'))), hostsOf(url)),
+    ssl,
+    ...(direct ? { sslnegotiation: 'direct' } : {}),
   }
 }
 
-/**
- * For a host that is an address neither driver says which one, and Node would hold the certificate against "localhost"
- * (tls.connect, `servername`).
- */
-function withHost(ssl: boolean | ConnectionOptions, hosts: readonly string[]): boolean | ConnectionOptions {
-  if (ssl === false || !hosts.some((host) => isIP(host) !== 0)) return ssl
-  const options = ssl === true ? {} : ssl
-  if (options.rejectUnauthorized === false || options.checkServerIdentity !== undefined) return options
-  if (hosts.length > 1)
-    throw new Error('sslmode=verify-full needs names where the URL has several hosts, not addresses')
-  return { ...options, host: hosts[0] }
+/** The hosts that a URL names; several are tried in turn. Throws where it is no URL. */
+export function hostsOf(url: string): string[] {
+  const [, scheme = '', user = '', hosts = '', path = ''] =
+    /^([a-z]+:\/\/)([^/?]*@)?([^/?@]*)(.*)$/i.exec(url) ?? []
+  const all = hosts.split(',')
+  if (!all.every((host) => URL.canParse(`${scheme}${user}${host}${path}`)))
+    throw new Error('not a URL; percent-encode what is special in the user, the password and the name')
+  const names = all.map((host) => host.replace(/:\d*$/, '').replaceAll(/^\[|\]$/g, ''))
+  return names.map((name) => name || process.env.PGHOST || 'localhost')
 }
 
-function hostsOf(url: string): string[] {
-  const hosts = /^[^:]+:\/\/(?:[^@/]*@)?([^/]*)/.exec(url)?.[1] ?? ''
-  return hosts.split(',').map((host) => host.replace(/:\d+$/, '').replaceAll(/^\[|\]$/g, ''))
-}
+type Parameters = Partial<Record<string, string>>
 
-function readTls(parameters: URLSearchParams): boolean | ConnectionOptions {
-  if (parameters.size === 0) return false
-  const short = parameters.get('ssl')
-  parameters.delete('ssl')
-  if (short !== null && !parameters.has('sslmode')) parameters.set('sslmode', longOf(short))
-  const mode = parameters.get('sslmode') ?? 'verify-full'
-  if (!sslmodes.includes(mode)) throw new Error(`sslmode is one of ${sslmodes.join(', ')}`)
-  if (mode === 'verify-ca' && !parameters.has('sslrootcert'))
-    throw new Error('sslmode=verify-ca needs sslrootcert, the file of the CA; or write verify-full')
-  parameters.set('sslmode', mode === 'allow' || mode === 'prefer' ? 'require' : mode)
-  const { ssl } = parse(`postgres://host/?${parameters.toString()}`, { useLibpqCompat: true })
-  return ssl as boolean | ConnectionOptions
+function fromQuery(parts: readonly string[]): Parameters {
+  const { ssl, ...parameters }: Parameters = Object.fromEntries(new URLSearchParams(parts.join('&')))
+  if (ssl === undefined || parameters.sslmode !== undefined) return parameters
+  return { ...parameters, sslmode: longOf(ssl) }
 }
 
 /** Of `?ssl=true` and the like, which the drivers know besides. */
@@ -64,7 +65,75 @@ function longOf(short: string): string {
   return ['false', '0'].includes(short) ? 'disable' : short
 }
 
+function fromEnvironment(): Parameters {
+  const { PGSSLMODE, PGSSLROOTCERT, PGSSLCERT, PGSSLKEY, PGSSLNEGOTIATION } = process.env
+  const said = {
+    sslmode: PGSSLMODE,
+    sslrootcert: PGSSLROOTCERT,
+    sslcert: PGSSLCERT,
+    sslkey: PGSSLKEY,
+    sslnegotiation: PGSSLNEGOTIATION,
+  }
+  return Object.fromEntries(Object.entries(said).filter(([, value]) => value !== undefined && value !== ''))
+}
+
+function readTls({
+  sslmode,
+  sslrootcert,
+  sslcert,
+  sslkey,
+  sslpassword,
+}: Parameters): false | ConnectionOptions {
+  const system = sslrootcert === 'system'
+  const mode = sslmode ?? (sslrootcert !== undefined || sslcert !== undefined ? 'verify-full' : 'disable')
+  if (!sslmodes.includes(mode)) throw new Error(`sslmode is one of ${sslmodes.join(', ')}`)
+  if (mode === 'disable') return false
+  const verifiesAll = mode === 'verify-full' || system
+  const verifies = verifiesAll || sslrootcert !== undefined
+  if (mode === 'verify-ca' && !verifies)
+    throw new Error('sslmode=verify-ca needs sslrootcert, the file of the CA; or write verify-full')
+  const options: ConnectionOptions = {
+    ...(sslrootcert === undefined || system ? {} : { ca: readPem('sslrootcert', sslrootcert) }),
+    ...(sslcert === undefined ? {} : { cert: readPem('sslcert', sslcert) }),
+    ...(sslkey === undefined ? {} : { key: readPem('sslkey', sslkey) }),
+    ...(sslpassword === undefined ? {} : { passphrase: sslpassword }),
+    ...(verifies ? {} : { rejectUnauthorized: false }),
+    ...(verifies && !verifiesAll ? { checkServerIdentity: () => undefined } : {}),
+  }
+  try {
+    // What does not fit together would be thrown where no driver catches it.
+    createSecureContext(options)
+  } catch (error) {
+    throw new Error('sslrootcert, sslcert and sslkey do not fit together', { cause: error })
+  }
+  return options
+}
+
+function readPem(name: string, file: string): string {
+  let text: string
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (error) {
+    throw new Error(`${name}: the file cannot be read (${(error as { code?: string }).code ?? 'unknown'})`, {
+      cause: error,
+    })
+  }
+  if (!text.includes('-----BEGIN ')) throw new Error(`${name}: the file has no PEM in it`)
+  return text
+}
+
+/** For a host that is an address postgres.js names none, and Node would hold the certificate against "localhost". */
+function withHost(ssl: false | ConnectionOptions, hosts: readonly string[]): false | ConnectionOptions {
+  const verifiesName = ssl !== false && ssl.rejectUnauthorized !== false && !ssl.checkServerIdentity
+  if (!verifiesName || !hosts.some((host) => isIP(host) !== 0)) return ssl
+  if (hosts.length > 1)
+    throw new Error('sslmode=verify-full needs names where the URL has several hosts, not addresses')
+  return { ...ssl, host: hosts[0] }
+}
+
 /** True where the other side's certificate was not accepted (codes of Node and OpenSSL). */
 export function isUntrusted(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && /CERT|^UNABLE_TO_/.test(String(error.code))
+  return (
+    error instanceof Error && 'code' in error && /^(?!ERR_SSL_).*CERT|^UNABLE_TO_/.test(String(error.code))
+  )
 }

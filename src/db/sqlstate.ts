@@ -1,3 +1,5 @@
+import { isUntrusted } from './connection-url.ts'
+
 /** The SQLSTATEs that Holdfast acts upon (PostgreSQL manual, appendix A). Anything else is not interpreted. */
 export const SQLSTATE = {
   featureNotSupported: '0A000',
@@ -99,6 +101,7 @@ export function isPassing(error: unknown): boolean {
   return (
     isConnectionLoss(error) ||
     isContention(error) ||
+    isUntrusted(error) ||
     state === SQLSTATE.notInPrerequisiteState ||
     state === SQLSTATE.queryCanceled ||
     state === SQLSTATE.readOnlyTransaction

@@ -26,6 +26,7 @@ export class OwnerLease {
   /** by this process's clock, from before the renewal was sent */
   #heldUntil = 0
   #taking: Promise<void> | undefined
+  #renewing: Promise<void> | undefined
 
   constructor(options: {
     sql: Sql
@@ -47,8 +48,12 @@ export class OwnerLease {
   /** Takes the lease unless it is held, also when it ran out meanwhile (a stopped process); throws when the coordinator database cannot be reached. */
   async hold(): Promise<void> {
     if (this.#timer && performance.now() < this.#heldUntil) return
-    // Whoever else waits for it waits for this statement: a second one would come late, after what this one began.
-    await this.#taken()
+    // Whoever else asks waits for this statement: a second one would come late, after what this one began. A renewal is
+    // waited for by nobody: it may be one that was sent before a long stop, or that nobody answers.
+    this.#taking ??= this.#take().finally(() => {
+      this.#taking = undefined
+    })
+    await this.#taking
     this.#timer ??= setInterval(() => this.#renew(), this.#leaseMs / 3)
     // A producer's process may end whenever its own work is done.
     this.#timer.unref()
@@ -59,14 +64,8 @@ export class OwnerLease {
     if (!this.#timer) return
     clearInterval(this.#timer)
     this.#timer = undefined
+    await this.#renewing
     await endLease(this.#sql, this.id)
-  }
-
-  #taken(): Promise<void> {
-    this.#taking ??= this.#take().finally(() => {
-      this.#taking = undefined
-    })
-    return this.#taking
   }
 
   async #take(): Promise<void> {
@@ -97,11 +96,15 @@ export class OwnerLease {
   }
 
   #renew(): void {
-    this.#taken().catch((error: unknown) => {
-      this.#log.warn({ err: error }, 'the lease could not be renewed')
-      if (performance.now() < this.#heldUntil) return
-      for (const lost of this.#onLost) lost()
-      this.#onLost.clear()
-    })
+    this.#renewing ??= this.#take()
+      .catch((error: unknown) => {
+        this.#log.warn({ err: error }, 'the lease could not be renewed')
+        if (performance.now() < this.#heldUntil) return
+        for (const lost of this.#onLost) lost()
+        this.#onLost.clear()
+      })
+      .finally(() => {
+        this.#renewing = undefined
+      })
   }
 }

@@ -8,7 +8,7 @@ import type { FakeUnit } from './fake-unit.ts'
 import type { Statement } from './statements.ts'
 
 /** Makes the queries; it never connects. */
-const driver = createClient('postgres://fake', { max: 1 }) as postgres.ReservedSql
+const driver = createClient('postgres://fake?sslmode=disable', { max: 1 }) as postgres.ReservedSql
 
 export type FakeSession = {
   readonly tx: Tx

@@ -1,39 +1,57 @@
 import type { ConnectionOptions } from 'bullmq'
 import { Cluster, type ClusterOptions } from 'ioredis'
 import type { Logger } from 'pino'
+import { forgiveAsking } from '../jobs/sinks/redis-connection.ts'
 import { accessOf, type RedisUrls } from '../jobs/sinks/redis-urls.ts'
 
-/**
- * What BullMQ connects by: to one server it does so itself, once for each queue and twice for each worker; a cluster it has
- * to be given, and leaves open. Its workers wait on connections of their own.
- */
+/** What BullMQ connects by. To one server it connects itself; a connection to a cluster it has to be given. */
 export class QueueConnection {
   readonly #redis: RedisUrls
-  #cluster: Cluster | undefined
+  #shared: Lent | undefined
 
   constructor(redis: RedisUrls) {
     this.#redis = redis
   }
 
-  get options(): ConnectionOptions {
-    if (typeof this.#redis === 'string') return { url: this.#redis, maxRetriesPerRequest: null }
-    this.#cluster ??= connect(this.#redis)
-    return this.#cluster
+  /** For a queue. All of them share it, and none ends it. */
+  get forQueues(): ConnectionOptions {
+    this.#shared ??= this.forWorker()
+    return this.#shared.options
+  }
+
+  /** For a worker: of its own, since a worker that is left behind is disconnected with all that it was given. */
+  forWorker(): Lent {
+    if (typeof this.#redis === 'string')
+      return { options: { url: this.#redis, maxRetriesPerRequest: null }, close: () => undefined }
+    const cluster = connect(this.#redis)
+    return { options: cluster, close: () => cluster.disconnect() }
   }
 
   close(): void {
-    this.#cluster?.disconnect()
-    this.#cluster = undefined
+    this.#shared?.close()
+    this.#shared = undefined
   }
 }
 
+/** `close`: ends what BullMQ leaves open. */
+export type Lent = { options: ConnectionOptions; close: () => void }
+
 function connect(urls: readonly string[]): Cluster {
-  const cluster = new Cluster([...urls], {
-    ...perCluster,
-    redisOptions: { maxRetriesPerRequest: null, ...accessOf(urls) },
-  })
+  return forgiving(
+    new Cluster([...urls], {
+      ...perCluster,
+      redisOptions: { maxRetriesPerRequest: null, ...accessOf(urls) },
+    }),
+  )
+}
+
+/** With its copies, which BullMQ makes to wait on. */
+function forgiving(cluster: Cluster): Cluster {
   // Without a listener ioredis writes to the console; the queues report the same.
   cluster.on('error', () => undefined)
+  cluster.on('+node', forgiveAsking)
+  const duplicate = cluster.duplicate.bind(cluster)
+  cluster.duplicate = (...args) => forgiving(duplicate(...args))
   return cluster
 }
 

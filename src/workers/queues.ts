@@ -1,4 +1,6 @@
+import { once } from 'node:events'
 import {
+  type ConnectionOptions,
   createPostgresBackend,
   type IQueueBackend,
   type Job,
@@ -68,10 +70,12 @@ export async function migrateQueues(postgres: string): Promise<void> {
   }
 }
 
-/** For node-postgres, which BullMQ uses. */
+/** For node-postgres, which BullMQ uses. Without the URL's `options`, in whose place BullMQ puts the schema. */
 function onDatabase(postgres: string) {
-  const { url, ssl } = readDatabaseUrl(postgres)
-  return { connectionString: url, ssl }
+  const { url, ...tls } = readDatabaseUrl(postgres)
+  const plain = new URL(url)
+  plain.searchParams.delete('options')
+  return { connectionString: plain.href, ...tls }
 }
 
 // The two backends give Queue and Worker different types; this is what both have and we use.
@@ -88,13 +92,22 @@ type AnyQueue = Pick<
   | 'setGlobalRateLimit'
   | 'removeGlobalRateLimit'
   | 'obliterate'
+  | 'disconnect'
 >
 type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs' | 'disconnect'> & {
   waitUntilReady(): Promise<unknown>
 }
 
-/** `running`: what it is doing now. */
-type Work = { worker: AnyWorker; running: Set<Promise<void>>; connected: boolean }
+type Work = {
+  worker: AnyWorker
+  /** what it is doing now */
+  running: Set<Promise<void>>
+  /** aborts what it does, also what comes when it is stopping already */
+  stopping: AbortController
+  connected: boolean
+  /** ends the connection that it was given */
+  close: () => void
+}
 
 function optionsOf({ id, priority }: QueuedJob) {
   const options = { jobId: id, removeOnComplete: true, removeOnFail: true }
@@ -107,6 +120,7 @@ export class Queues {
   readonly #trouble: QueueTrouble
   readonly #queues = new Map<string, AnyQueue>()
   readonly #works: Work[] = []
+  #closed = false
 
   constructor(settings: QueueSettings) {
     const { redis, log } = settings
@@ -206,10 +220,11 @@ export class Queues {
       drainDelay: 1,
     }
     const running = new Set<Promise<void>>()
+    const stopping = new AbortController()
     const run = (job: Job, _token?: string, signal?: AbortSignal): Promise<void> => {
       const processed = process(
         { name: job.name, data: job.data as Record<string, string> },
-        signal ?? new AbortController().signal,
+        signal ? AbortSignal.any([signal, stopping.signal]) : stopping.signal,
         (progress) => {
           job
             .updateProgress(progress)
@@ -219,13 +234,17 @@ export class Queues {
       running.add(processed)
       return processed
     }
+    this.#refuseClosed()
+    const lent = this.#redis?.forWorker()
     const worker: AnyWorker =
-      this.#redis === undefined
+      lent === undefined
         ? this.#observe(new Worker(queue, run, { ...options, ...this.#onPostgres() }, createPostgresBackend))
-        : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(this.#redis, queue) }))
-    const work: Work = { worker, running, connected: false }
+        : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(lent.options, queue) }))
+    const work: Work = { worker, running, stopping, connected: false, close: () => lent?.close() }
     this.#works.push(work)
-    await worker.waitUntilReady()
+    const stopped = once(stopping.signal, 'abort')
+    await Promise.race([worker.waitUntilReady(), stopped])
+    stopping.signal.throwIfAborted()
     work.connected = true
   }
 
@@ -234,26 +253,18 @@ export class Queues {
    * was to hear it learns from the tables.
    */
   async drain(): Promise<void> {
-    await Promise.all(
-      this.#works.splice(0).map(async ({ worker, running, connected }) => {
-        worker.cancelAllJobs('the worker stops')
-        // The close of one that was never connected would wait for the connection without end.
-        const closed = worker.close(!connected)
-        closed.catch(() => undefined)
-        await Promise.allSettled(running)
-        await within(goodbyeMs, 'closing a worker', closed).catch(() =>
-          within(goodbyeMs, 'leaving a queue', worker.disconnect()).catch(() => undefined),
-        )
-      }),
-    )
+    await Promise.all(this.#works.splice(0).map(end))
   }
 
   async close(): Promise<void> {
     await this.drain()
+    this.#closed = true
     const queues = [...this.#queues.values()]
     this.#queues.clear()
     // A queue that cannot be reached cannot say goodbye; what is in it does not depend on that.
-    await Promise.allSettled(queues.map((queue) => within(goodbyeMs, 'closing a queue', queue.close())))
+    await Promise.all(
+      queues.map(async (queue) => (await inTime(queue.close())) || inTime(queue.disconnect())),
+    )
     this.#redis?.close()
   }
 
@@ -265,6 +276,7 @@ export class Queues {
   #queue(name: string): AnyQueue {
     const known = this.#queues.get(name)
     if (known) return known
+    this.#refuseClosed()
     const onError = (err: Error) => this.#trouble.tell(name, err)
     let queue: AnyQueue
     if (this.#redis === undefined) {
@@ -272,7 +284,7 @@ export class Queues {
       onPostgres.on('error', onError)
       queue = onPostgres
     } else {
-      const onRedis = new Queue(name, this.#onRedis(this.#redis, name))
+      const onRedis = new Queue(name, this.#onRedis(this.#redis.forQueues, name))
       onRedis.on('error', onError)
       queue = onRedis
     }
@@ -290,12 +302,43 @@ export class Queues {
     return worker
   }
 
+  #refuseClosed(): void {
+    if (this.#closed) throw new Error('the queues were closed')
+  }
+
   #onPostgres() {
     return { connection: { ...onDatabase(this.#settings.postgres), schema, max: 4 } }
   }
 
   /** The hash tag keeps a queue's keys on one node of a cluster, and the queues on different ones. */
-  #onRedis({ options }: QueueConnection, queue: string) {
-    return { connection: options, prefix: `{holdfast-${this.#settings.installation}-${queue}}` }
+  #onRedis(connection: ConnectionOptions, queue: string) {
+    return { connection, prefix: `{holdfast-${this.#settings.installation}-${queue}}` }
   }
+}
+
+async function end({ worker, running, stopping, connected, close }: Work): Promise<void> {
+  stopping.abort()
+  worker.cancelAllJobs('the worker stops')
+  // The close of one that was never connected would wait for the connection without end.
+  const closed = worker.close(!connected)
+  let ended: boolean
+  do {
+    await Promise.allSettled(running)
+    ended = await inTime(closed)
+    // One that was being fetched when the worker began to close is run all the same.
+  } while (!ended && running.size > 0)
+  if (!ended) {
+    await inTime(worker.disconnect())
+    // BullMQ comes to its timer when the connection has closed, and a queue that is away never lets it.
+    await (worker as unknown as { lockManager: { close(): Promise<void> } }).lockManager.close()
+  }
+  close()
+}
+
+/** False: a queue did not let go in time, or not without an error. */
+function inTime(goodbye: Promise<unknown>): Promise<boolean> {
+  return within(goodbyeMs, 'leaving a queue', goodbye).then(
+    () => true,
+    () => false,
+  )
 }

@@ -1,47 +1,67 @@
+import { generateKeyPairSync } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { describe, expect, inject, it } from 'vitest'
+import { afterEach, describe, expect, inject, it, vi } from 'vitest'
 import { readDatabaseUrl } from '../../src/db/connection-url.ts'
 
-const cert = join(inject('folder'), 'some-ca.pem')
-const ca = 'what is in the file'
-await writeFile(cert, ca)
+const file = (name: string) => join(inject('folder'), `connection-url-${name}.pem`)
+const pemOf = (key: { export(options: { type: 'pkcs8'; format: 'pem' }): string | Buffer }) =>
+  String(key.export({ type: 'pkcs8', format: 'pem' }))
+const key = pemOf(generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey)
+// OpenSSL reads no certificate where a file has none, and takes that for an empty list.
+await writeFile(file('key'), key)
+await writeFile(file('empty'), '')
 const anyName = expect.any(Function) as () => undefined
+const ca = file('key')
 const plain = 'postgres://u:p%3F@db.example:5433/shop'
+
+afterEach(() => vi.unstubAllEnvs())
 
 describe('the URL of a database', () => {
   it.each([
     ['', '', false],
     ['?sslmode=disable', '', false],
+    ['?sslmode=disable&sslrootcert=/nowhere', '', false],
     ['?ssl=false', '', false],
     ['?sslmode=require', '', { rejectUnauthorized: false }],
     ['?sslmode=prefer', '', { rejectUnauthorized: false }],
     ['?ssl=require', '', { rejectUnauthorized: false }],
-    [`?sslmode=require&sslrootcert=${cert}`, '', { ca, checkServerIdentity: anyName }],
-    [`?sslmode=verify-ca&sslrootcert=${cert}`, '', { ca, checkServerIdentity: anyName }],
+    ['?sslmode=disable&sslmode=require', '', { rejectUnauthorized: false }],
+    [`?sslmode=require&sslrootcert=${ca}`, '', { ca: key, checkServerIdentity: anyName }],
+    [`?sslmode=verify-ca&sslrootcert=${ca}`, '', { ca: key, checkServerIdentity: anyName }],
     ['?sslmode=verify-full', '', {}],
+    ['?sslmode=require&sslrootcert=system', '', {}],
     ['?ssl=true', '', {}],
-    [`?sslrootcert=${encodeURIComponent(cert)}`, '', { ca }],
-    [
-      '?application_name=a%20b&sslmode=verify-full&options=-c%20x=1',
-      '?application_name=a%20b&options=-c%20x=1',
-      {},
-    ],
+    [`?sslrootcert=${encodeURIComponent(ca)}`, '', { ca: key }],
+    ['?sslmode=require&sslpassword=x', '', { rejectUnauthorized: false, passphrase: 'x' }],
+    ['?a=b%20c&sslmode=verify-full&options=-c%20x=1', '?a=b%20c&options=-c%20x=1', {}],
+    ['?application_name=who?&sslmode=verify-full', '?application_name=who?', {}],
     ['?application_name=shop', '?application_name=shop', false],
   ])('says with %j what libpq would make of it', (query, rest, ssl) => {
     expect(readDatabaseUrl(plain + query)).toEqual({ url: plain + rest, ssl })
   })
 
-  it.each([
-    ['127.0.0.1', '127.0.0.1'],
-    ['127.0.0.1:5433', '127.0.0.1'],
-    ['user@10.0.0.1:5433', '10.0.0.1'],
-    ['u:p@[::1]:5433', '::1'],
-  ])('names the address to verify for %s', (host, address) => {
-    expect(readDatabaseUrl(`postgres://${host}/shop?sslmode=verify-full`).ssl).toEqual({ host: address })
-    expect(readDatabaseUrl(`postgres://${host}/shop?sslmode=require`).ssl).toEqual({
-      rejectUnauthorized: false,
-    })
+  it('leaves to the environment what it does not say', () => {
+    vi.stubEnv('PGSSLMODE', 'require')
+    expect(readDatabaseUrl(plain).ssl).toEqual({ rejectUnauthorized: false })
+    expect(readDatabaseUrl(`${plain}?sslmode=verify-full`).ssl).toEqual({})
+    expect(readDatabaseUrl(`${plain}?sslmode=disable`).ssl).toBe(false)
+    vi.stubEnv('PGSSLROOTCERT', ca)
+    expect(readDatabaseUrl(plain).ssl).toEqual({ ca: key, checkServerIdentity: anyName })
+  })
+
+  it.each(['127.0.0.1', '127.0.0.1:5433', 'user@127.0.0.1:5433', 'u:p@ss@127.0.0.1:5433'])(
+    'names the address to verify for %s',
+    (host) => {
+      const url = `postgres://${host}/shop`
+      expect(readDatabaseUrl(`${url}?sslmode=verify-full`).ssl).toEqual({ host: '127.0.0.1' })
+      expect(readDatabaseUrl(`${url}?sslmode=require`).ssl).toEqual({ rejectUnauthorized: false })
+    },
+  )
+
+  it('names the address that the environment gives', () => {
+    vi.stubEnv('PGHOST', '10.0.0.7')
+    expect(readDatabaseUrl('postgres:///shop?sslmode=verify-full').ssl).toEqual({ host: '10.0.0.7' })
   })
 
   it('leaves a list of hosts as it is, and verifies names alone', () => {
@@ -51,11 +71,37 @@ describe('the URL of a database', () => {
     expect(readDatabaseUrl(`${addresses}?sslmode=require`).url).toBe(addresses)
   })
 
+  it('negotiates directly for both drivers, or not at all', () => {
+    expect(readDatabaseUrl(`${plain}?sslmode=require&sslnegotiation=direct`)).toEqual({
+      url: plain,
+      ssl: { rejectUnauthorized: false },
+      sslnegotiation: 'direct',
+    })
+    expect(() => readDatabaseUrl(`${plain}?sslnegotiation=direct`)).toThrow('needs an sslmode that encrypts')
+  })
+
   it.each([
     ['sslmode=encrypt', 'sslmode is one of disable'],
     ['sslmode=verify-ca', 'needs sslrootcert'],
-    ['sslrootcert=/nowhere/ca.pem', 'ENOENT'],
+    ['sslrootcert=/nowhere/ca.pem', 'sslrootcert: the file cannot be read (ENOENT)'],
+    [`sslrootcert=${file('empty')}`, 'sslrootcert: the file has no PEM'],
+    // Thrown here, and not where the driver connects and nobody catches it.
+    [`sslmode=require&sslcert=${ca}&sslkey=${ca}`, 'do not fit together'],
   ])('is refused with %s', (query, why) => {
     expect(() => readDatabaseUrl(`${plain}?${query}`)).toThrow(why)
   })
+
+  it.each(['postgres://u:s3cret#x@localhost/db', 'postgres://u:s3cret@localhost:99999/db'])(
+    'is refused without its password where it is none: %s',
+    (url) => {
+      let thrown: unknown
+      try {
+        readDatabaseUrl(url)
+      } catch (error) {
+        thrown = error
+      }
+      expect(String(thrown)).toContain('percent-encode')
+      expect(JSON.stringify(thrown, Object.getOwnPropertyNames(thrown))).not.toContain('s3cret')
+    },
+  )
 })

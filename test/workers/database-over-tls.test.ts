@@ -70,6 +70,8 @@ describe.runIf(openssl)('a database over TLS', () => {
     ['localhost', 'sslmode=verify-full&sslrootcert=CA'],
     ['127.0.0.1', 'sslmode=verify-ca&sslrootcert=CA'],
     ['127.0.0.1', 'sslmode=require'],
+    ['localhost', 'sslmode=require&sslnegotiation=direct'],
+    ['localhost', 'sslmode=require&options=-c%20statement_timeout=60000'],
   ] as const)('is worked on at %s with %s, by both drivers', async (host, query) => {
     const hf = await createHoldfast({
       databases: { primary: urlOf(host, query) },
@@ -84,7 +86,7 @@ describe.runIf(openssl)('a database over TLS', () => {
 
   it.each([
     ['localhost', 'sslmode=verify-full', 'self-signed'],
-    // The drivers alone would hold the certificate against "localhost", which it is for.
+    // postgres.js alone would hold the certificate against "localhost", which it is for.
     ['127.0.0.1', 'sslmode=verify-full&sslrootcert=CA', "127.0.0.1 is not in the cert's list"],
   ] as const)('is not worked on at %s with %s', async (host, query, why) => {
     for (const migrate of [true, false]) {

@@ -8,6 +8,7 @@ import { within } from '../../db/within.ts'
 import { type BullmqOptions, problemsOf } from './bullmq-options.ts'
 import { policyOf } from './define-sink.ts'
 import { publishByKey, waitsBehind } from './publish-by-key.ts'
+import { forgiveAsking } from './redis-connection.ts'
 import { accessOf, type RedisUrls } from './redis-urls.ts'
 import { messageIdOf, type OpenSink, type Page, type Rejection, type Sink } from './sink.ts'
 
@@ -105,12 +106,14 @@ function openQueue(options: BullmqOptions, jobOptions: JobsOptions): OpenSink {
 function connect(url: RedisUrls): Redis | Cluster {
   const perServer = { maxRetriesPerRequest: 0, connectTimeout: 5_000 }
   if (typeof url === 'string') return new Redis(url, { ...perServer, lazyConnect: true })
-  return new Cluster([...url], {
+  const cluster = new Cluster([...url], {
     lazyConnect: true,
     slotsRefreshTimeout: 5_000,
     dnsLookup: (name, done) => done(null, name),
     redisOptions: { ...perServer, ...accessOf(url) },
   })
+  cluster.on('+node', forgiveAsking)
+  return cluster
 }
 
 type Job = { name: string; data: CloudEvent; opts: JobsOptions }

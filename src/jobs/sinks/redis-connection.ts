@@ -69,7 +69,7 @@ function toCluster(urls: readonly string[]): RedisConnection {
  * Before a command that was answered ASK, ioredis sends ASKING and leaves its promise alone: when the connection to that
  * node fails, the rejection that nobody handles would end the process. The command behind it fails the same way.
  */
-function forgiveAsking(node: Redis): void {
+export function forgiveAsking(node: Redis): void {
   const asking = node.asking.bind(node)
   node.asking = async () => asking().catch(() => 'OK' as const)
 }

@@ -5,7 +5,8 @@ export type RedisUrls = string | readonly string[]
 
 /** Of a variable of the environment: one URL, or several with commas between them. */
 export function parseUrls(text: string): RedisUrls {
-  return text.includes(',') ? text.split(',').map((url) => url.trim()) : text
+  const urls = text.split(/,\s*(?=rediss?:\/\/)/)
+  return urls.length === 1 ? text : urls
 }
 
 /** What is wrong with it; none of it repeats a URL, which may hold a password. */
