@@ -22,17 +22,21 @@ const sslmodes = ['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-
 const ours = ['ssl', 'sslmode', 'sslrootcert', 'sslcert', 'sslkey', 'sslpassword', 'sslnegotiation']
 
 /** Throws an Error whose message says what is wrong, with the files that are named as well, and does not repeat the URL. */
-export function readDatabaseUrl(text: string): DatabaseUrl {
+export function readDatabaseUrl(given: string): DatabaseUrl {
+  // As a file of secrets ends.
+  const text = given.trim()
   const at = text.indexOf('?')
   const url = at === -1 ? text : text.slice(0, at)
   const parts = at === -1 ? [] : text.slice(at + 1).split('&')
   const isOurs = (part: string) => ours.includes(part.split('=', 1)[0] ?? '')
   const rest = parts.filter((part) => part !== '' && !isOurs(part))
   const hosts = hostsOf(url)
-  const parameters = { ...fromEnvironment(), ...fromQuery(parts.filter(isOurs)) }
+  const said = fromQuery(parts.filter(isOurs))
+  const parameters = { ...fromEnvironment(), ...said }
   const ssl = withHost(readTls(parameters), hosts)
-  const direct = parameters.sslnegotiation === 'direct'
-  if (direct && ssl === false) throw new Error('sslnegotiation=direct needs an sslmode that encrypts')
+  if (said.sslnegotiation === 'direct' && ssl === false)
+    throw new Error('sslnegotiation=direct needs an sslmode that encrypts')
+  const direct = parameters.sslnegotiation === 'direct' && ssl !== false
   return {
     url: rest.length === 0 ? url : `${url}?${rest.join('&')}`,
     ssl,
@@ -104,7 +108,7 @@ function readTls({
     // What does not fit together would be thrown where no driver catches it.
     createSecureContext(options)
   } catch (error) {
-    throw new Error('sslrootcert, sslcert and sslkey do not fit together', { cause: error })
+    throw new FilesError('sslrootcert, sslcert and sslkey do not fit together', { cause: error })
   }
   return options
 }
@@ -114,11 +118,14 @@ function readPem(name: string, file: string): string {
   try {
     text = readFileSync(file, 'utf8')
   } catch (error) {
-    throw new Error(`${name}: the file cannot be read (${(error as { code?: string }).code ?? 'unknown'})`, {
-      cause: error,
-    })
+    throw new FilesError(
+      `${name}: the file cannot be read (${(error as { code?: string }).code ?? 'unknown'})`,
+      {
+        cause: error,
+      },
+    )
   }
-  if (!text.includes('-----BEGIN ')) throw new Error(`${name}: the file has no PEM in it`)
+  if (!text.includes('-----BEGIN ')) throw new FilesError(`${name}: the file has no PEM in it`)
   return text
 }
 
@@ -131,9 +138,21 @@ function withHost(ssl: false | ConnectionOptions, hosts: readonly string[]): fal
   return { ...ssl, host: hosts[0] }
 }
 
-/** True where the other side's certificate was not accepted (codes of Node and OpenSSL). */
+/** At the start a mistake; later on files that are just being replaced. */
+class FilesError extends Error {
+  readonly code = 'CERT_FILES'
+}
+
+/**
+ * True where the other side's certificate was not accepted (codes of OpenSSL and Node), or our own files were not there to
+ * be read: nothing was sent, and time may heal it.
+ */
 export function isUntrusted(error: unknown): boolean {
   return (
-    error instanceof Error && 'code' in error && /^(?!ERR_SSL_).*CERT|^UNABLE_TO_/.test(String(error.code))
+    error instanceof Error &&
+    'code' in error &&
+    /^(CERT_(FILES|UNTRUSTED|HAS_EXPIRED|NOT_YET_VALID|REJECTED|REVOKED|SIGNATURE_FAILURE|CHAIN_TOO_LONG)|(DEPTH_ZERO_)?SELF_SIGNED_CERT(_IN_CHAIN)?|UNABLE_TO_(GET_ISSUER_CERT(_LOCALLY)?|VERIFY_LEAF_SIGNATURE)|ERR_TLS_CERT_ALTNAME_INVALID|INVALID_(CA|PURPOSE))$/.test(
+      String(error.code),
+    )
   )
 }

@@ -1,4 +1,5 @@
 import { type BatchRange, readRanges, splitRange } from '../db/batch-ranges.ts'
+import { isUntrusted } from '../db/connection-url.ts'
 import { deferred } from '../db/deferred.ts'
 import {
   FencedError,
@@ -265,6 +266,7 @@ export function isPassing(error: unknown): boolean {
     cause instanceof NoSlotsError ||
     cause instanceof UnknownOutcomeError ||
     isContention(cause) ||
+    isUntrusted(cause) ||
     isConnectionLoss(cause)
   )
 }

@@ -77,7 +77,10 @@ export class OwnerLease {
       wants: this.#wants,
       budget: this.#budget,
     }
-    this.slots.grant(await renewLease(this.#sql, lease))
+    const granted = await renewLease(this.#sql, lease)
+    // An answer that comes after that to a later question says nothing new.
+    if (from + this.#leaseMs < this.#heldUntil) return
+    this.slots.grant(granted)
     this.#heldUntil = from + this.#leaseMs
   }
 

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { hostsOf, readDatabaseUrl } from '../db/connection-url.ts'
+import { readDatabaseUrl } from '../db/connection-url.ts'
 import { InvalidConfigError } from '../db/errors.ts'
 import { messageOf } from '../db/message-of.ts'
 import type { Retention } from '../db/retention.ts'
@@ -244,8 +244,6 @@ export function resolveConfig(
   const redisUrls = redis ?? (fromEnvironment === undefined ? undefined : parseUrls(fromEnvironment))
   if (redisUrls !== undefined)
     problems.push(...problemsOfUrls(redisUrls).map((problem) => `redis: ${problem}`))
-  else if (problems.length === 0 && urls.primary !== 'embedded' && hostsOf(urls.primary ?? '').length > 1)
-    problems.push('databases.primary: with several hosts the queues need Redis; set `redis` or REDIS_URL')
   const logLevel = present(env.LOG_LEVEL) ?? 'info'
   if (!logLevels.includes(logLevel)) problems.push(`LOG_LEVEL is one of ${logLevels.join(', ')}`)
   for (const route of routes ?? []) {

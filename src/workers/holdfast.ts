@@ -334,7 +334,13 @@ class Instance implements Holdfast {
   async start(options?: WorkOn): Promise<void> {
     if (this.#workers) return
     this.#workers = new WorkerService(this.#ctx, options)
-    await this.#workers.start()
+    try {
+      await this.#workers.start()
+    } catch (error) {
+      // Closed meanwhile: that is what somebody wanted.
+      if (!this.#closed) throw error
+      await this.#closed
+    }
   }
 
   close(): Promise<void> {

@@ -11,7 +11,8 @@ import {
 } from 'bullmq'
 import { Client } from 'pg'
 import type { Logger } from 'pino'
-import { readDatabaseUrl } from '../db/connection-url.ts'
+import { hostsOf, readDatabaseUrl } from '../db/connection-url.ts'
+import { InvalidConfigError } from '../db/errors.ts'
 import { within } from '../db/within.ts'
 import type { RedisUrls } from '../jobs/sinks/redis-urls.ts'
 import { QueueConnection, QueueTrouble } from './queue-connection.ts'
@@ -72,6 +73,10 @@ export async function migrateQueues(postgres: string): Promise<void> {
 
 /** For node-postgres, which BullMQ uses. Without the URL's `options`, in whose place BullMQ puts the schema. */
 function onDatabase(postgres: string) {
+  if (hostsOf(postgres).length > 1)
+    throw new InvalidConfigError([
+      'databases.primary: with several hosts the queues need Redis; set `redis` or REDIS_URL',
+    ])
   const { url, ...tls } = readDatabaseUrl(postgres)
   const plain = new URL(url)
   plain.searchParams.delete('options')
@@ -105,6 +110,8 @@ type Work = {
   /** aborts what it does, also what comes when it is stopping already */
   stopping: AbortController
   connected: boolean
+  /** nobody waits for it any more */
+  left: boolean
   /** ends the connection that it was given */
   close: () => void
 }
@@ -120,6 +127,7 @@ export class Queues {
   readonly #trouble: QueueTrouble
   readonly #queues = new Map<string, AnyQueue>()
   readonly #works: Work[] = []
+  #leaving = false
   #closed = false
 
   constructor(settings: QueueSettings) {
@@ -222,9 +230,12 @@ export class Queues {
     const running = new Set<Promise<void>>()
     const stopping = new AbortController()
     const run = (job: Job, _token?: string, signal?: AbortSignal): Promise<void> => {
+      // The tables have it; whoever is left has it queued again.
+      if (work.left) return Promise.reject(new Error('the worker has left'))
       const processed = process(
         { name: job.name, data: job.data as Record<string, string> },
-        signal ? AbortSignal.any([signal, stopping.signal]) : stopping.signal,
+        // A job that is there when the worker stops is cancelled; one that comes after that finds itself stopped.
+        stopping.signal.aborted || !signal ? stopping.signal : signal,
         (progress) => {
           job
             .updateProgress(progress)
@@ -234,13 +245,20 @@ export class Queues {
       running.add(processed)
       return processed
     }
-    this.#refuseClosed()
+    this.#refuse(this.#leaving)
     const lent = this.#redis?.forWorker()
     const worker: AnyWorker =
       lent === undefined
         ? this.#observe(new Worker(queue, run, { ...options, ...this.#onPostgres() }, createPostgresBackend))
         : this.#observe(new Worker(queue, run, { ...options, ...this.#onRedis(lent.options, queue) }))
-    const work: Work = { worker, running, stopping, connected: false, close: () => lent?.close() }
+    const work: Work = {
+      worker,
+      running,
+      stopping,
+      connected: false,
+      left: false,
+      close: () => lent?.close(),
+    }
     this.#works.push(work)
     const stopped = once(stopping.signal, 'abort')
     await Promise.race([worker.waitUntilReady(), stopped])
@@ -253,6 +271,7 @@ export class Queues {
    * was to hear it learns from the tables.
    */
   async drain(): Promise<void> {
+    this.#leaving = true
     await Promise.all(this.#works.splice(0).map(end))
   }
 
@@ -276,7 +295,7 @@ export class Queues {
   #queue(name: string): AnyQueue {
     const known = this.#queues.get(name)
     if (known) return known
-    this.#refuseClosed()
+    this.#refuse(this.#closed)
     const onError = (err: Error) => this.#trouble.tell(name, err)
     let queue: AnyQueue
     if (this.#redis === undefined) {
@@ -302,8 +321,8 @@ export class Queues {
     return worker
   }
 
-  #refuseClosed(): void {
-    if (this.#closed) throw new Error('the queues were closed')
+  #refuse(closed: boolean): void {
+    if (closed) throw new Error('the queues were closed')
   }
 
   #onPostgres() {
@@ -316,7 +335,8 @@ export class Queues {
   }
 }
 
-async function end({ worker, running, stopping, connected, close }: Work): Promise<void> {
+async function end(work: Work): Promise<void> {
+  const { worker, running, stopping, connected, close } = work
   stopping.abort()
   worker.cancelAllJobs('the worker stops')
   // The close of one that was never connected would wait for the connection without end.
@@ -327,13 +347,18 @@ async function end({ worker, running, stopping, connected, close }: Work): Promi
     ended = await inTime(closed)
     // One that was being fetched when the worker began to close is run all the same.
   } while (!ended && running.size > 0)
+  work.left = true
   if (!ended) {
     await inTime(worker.disconnect())
-    // BullMQ comes to its timer when the connection has closed, and a queue that is away never lets it.
-    await (worker as unknown as { lockManager: { close(): Promise<void> } }).lockManager.close()
+    // BullMQ comes to its timers when the connection has closed, and a queue that is away never lets it.
+    const timers = worker as unknown as Timers
+    await timers.lockManager.close()
+    timers.stalledCheckStopper?.()
   }
   close()
 }
+
+type Timers = { lockManager: { close(): Promise<void> }; stalledCheckStopper?: () => void }
 
 /** False: a queue did not let go in time, or not without an error. */
 function inTime(goodbye: Promise<unknown>): Promise<boolean> {

@@ -1,7 +1,7 @@
 import { generateKeyPairSync } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { afterEach, describe, expect, inject, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, inject, it, vi } from 'vitest'
 import { readDatabaseUrl } from '../../src/db/connection-url.ts'
 
 const file = (name: string) => join(inject('folder'), `connection-url-${name}.pem`)
@@ -15,6 +15,9 @@ const anyName = expect.any(Function) as () => undefined
 const ca = file('key')
 const plain = 'postgres://u:p%3F@db.example:5433/shop'
 
+beforeEach(() => {
+  for (const name of Object.keys(process.env)) if (/^PG(SSL|HOST)/.test(name)) vi.stubEnv(name, undefined)
+})
 afterEach(() => vi.unstubAllEnvs())
 
 describe('the URL of a database', () => {
@@ -46,6 +49,9 @@ describe('the URL of a database', () => {
     expect(readDatabaseUrl(plain).ssl).toEqual({ rejectUnauthorized: false })
     expect(readDatabaseUrl(`${plain}?sslmode=verify-full`).ssl).toEqual({})
     expect(readDatabaseUrl(`${plain}?sslmode=disable`).ssl).toBe(false)
+    vi.stubEnv('PGSSLNEGOTIATION', 'direct')
+    expect(readDatabaseUrl(`${plain}?sslmode=disable`)).toEqual({ url: plain, ssl: false })
+    expect(readDatabaseUrl(plain).sslnegotiation).toBe('direct')
     vi.stubEnv('PGSSLROOTCERT', ca)
     expect(readDatabaseUrl(plain).ssl).toEqual({ ca: key, checkServerIdentity: anyName })
   })
@@ -58,6 +64,13 @@ describe('the URL of a database', () => {
       expect(readDatabaseUrl(`${url}?sslmode=require`).ssl).toEqual({ rejectUnauthorized: false })
     },
   )
+
+  it('may end in a line break', () => {
+    expect(readDatabaseUrl(`${plain}?sslmode=require\n`)).toEqual({
+      url: plain,
+      ssl: { rejectUnauthorized: false },
+    })
+  })
 
   it('names the address that the environment gives', () => {
     vi.stubEnv('PGHOST', '10.0.0.7')

@@ -51,7 +51,8 @@ describe.runIf(openssl)('a database over TLS', () => {
   function urlOf(host: 'localhost' | '127.0.0.1', query: string): string {
     const url = new URL(plain)
     url.hostname = host
-    return `${url.href}?${query.replace('CA', ca)}`
+    url.search = query.replace('CA', ca)
+    return url.href
   }
 
   async function encryptedConnections(): Promise<(boolean | null)[]> {
@@ -110,7 +111,9 @@ describe.runIf(openssl)('a database over TLS', () => {
 
 describe('a server without TLS', () => {
   it('is not worked on where the URL wants it', async () => {
-    const opened = createHoldfast({ databases: { primary: `${inject('postgres').east}?sslmode=require` } })
+    const url = new URL(inject('postgres').east)
+    url.searchParams.set('sslmode', 'require')
+    const opened = createHoldfast({ databases: { primary: url.href } })
     await expect(opened).rejects.toThrow(DatabaseUnreachableError)
   })
 })

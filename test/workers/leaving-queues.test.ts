@@ -31,6 +31,7 @@ describe.each([
   ...(redis === undefined ? [] : [['Redis', redis] as const]),
 ])('whoever leaves queues on %s', (_name, url) => {
   it('waits for what was being fetched at that moment, and stops it', async () => {
+    let late = 0
     for (let round = 0; round < 3; round++) {
       const queues = await openQueues(url)
       const jobs = Array.from({ length: 40 }, (_, i) => ({ name: 'job', id: `job-${i}`, data: {} }))
@@ -43,6 +44,7 @@ describe.each([
         begun++
         // Whatever begins from here on lasts until it is stopped.
         if (drained !== undefined) {
+          late++
           if (!signal.aborted) await once(signal, 'abort')
           // Longer than the worker waits for its queue.
           await sleep(2_500)
@@ -54,6 +56,7 @@ describe.each([
       await drained
       expect(running).toBe(0)
     }
+    expect(late).toBeGreaterThan(0)
   })
 
   it('finds nothing to work with afterwards', async () => {
@@ -97,7 +100,7 @@ describe.skipIf(redis === undefined)('a process whose Redis is away', () => {
     await expect.poll(() => said).toContain('started')
     await server.stop()
     child.stdin.write('go\n')
-    const [code] = (await once(child, 'exit')) as [number]
+    const [code] = (await once(child, 'close')) as [number]
     expect({ code, said }).toEqual({ code: 0, said: 'started\nclosed\n' })
   })
 

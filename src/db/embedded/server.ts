@@ -69,7 +69,8 @@ async function attach(layout: Layout, binaries: Binaries, settings: Settings): P
     })
   let released: Promise<void> | undefined
   return {
-    url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
+    // Whatever PGSSLMODE says of other servers.
+    url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres?sslmode=disable`,
     dir: layout.dir,
     pid,
     release: () => (released ??= release()),

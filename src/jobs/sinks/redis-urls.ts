@@ -5,7 +5,7 @@ export type RedisUrls = string | readonly string[]
 
 /** Of a variable of the environment: one URL, or several with commas between them. */
 export function parseUrls(text: string): RedisUrls {
-  const urls = text.split(/,\s*(?=rediss?:\/\/)/)
+  const urls = text.split(/\s*,\s*(?=rediss?:\/\/)/)
   return urls.length === 1 ? text : urls
 }
 
@@ -14,7 +14,7 @@ export function problemsOfUrls(urls: RedisUrls): string[] {
   const all = typeof urls === 'string' ? [urls] : urls
   return [
     ...(all.length === 0 ? ['the list of cluster nodes is empty'] : []),
-    ...(all.every((one) => /^rediss?:\/\//.test(one) && URL.canParse(one))
+    ...(all.every((one) => /^rediss?:\/\//.test(one) && URL.canParse(one) && !new URL(one).host.includes(','))
       ? []
       : ['a URL starts with redis:// or rediss://']),
   ]
