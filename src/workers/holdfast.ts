@@ -231,7 +231,7 @@ export interface Holdfast<C extends HoldfastConfig = HoldfastConfig> {
   }
   /**
    * Runs the workers in this process as well, on all queues unless `queues` names some (those of jobs, `outbox`, `cleanup`,
-   * `batch`, `schedules`). Throws HOLDFAST_INVALID_CONFIG for a queue that there is none of.
+   * `batch`, `schedules`). Throws HOLDFAST_INVALID_CONFIG for a queue that there is none of. Closed meanwhile, it ends with the close.
    */
   start(options?: WorkOn): Promise<void>
   /** Stops the workers within the drain deadline and closes every connection. Idempotent. */
