@@ -1,3 +1,4 @@
+import '../src/workers/hold-young-generation.ts'
 import { keepHeapSmall } from '../src/workers/small-heap.ts'
 import { runToEnd, updateRows } from './batch-rows.ts'
 import { openBenchContext } from './context.ts'
