@@ -1,10 +1,10 @@
 import type { ConnectionOptions } from 'bullmq'
-import { Cluster, type ClusterOptions } from 'ioredis'
-import type { Logger } from 'pino'
-import { forgiveAsking } from '../jobs/sinks/redis-connection.ts'
-import { accessOf, type RedisUrls } from '../jobs/sinks/redis-urls.ts'
+import { hostsOf, readDatabaseUrl } from '../db/connection-url.ts'
+import { InvalidConfigError } from '../db/errors.ts'
+import { openCluster } from '../jobs/sinks/redis-cluster.ts'
+import type { RedisUrls } from '../jobs/sinks/redis-urls.ts'
 
-/** What BullMQ connects by. To one server it connects itself; a connection to a cluster it has to be given. */
+/** What BullMQ connects to Redis by. To one server it connects itself; a connection to a cluster it has to be given. */
 export class QueueConnection {
   readonly #redis: RedisUrls
   #shared: Lent | undefined
@@ -23,7 +23,7 @@ export class QueueConnection {
   forWorker(): Lent {
     if (typeof this.#redis === 'string')
       return { options: { url: this.#redis, maxRetriesPerRequest: null }, close: () => undefined }
-    const cluster = connect(this.#redis)
+    const cluster = openCluster(this.#redis, {}, { maxRetriesPerRequest: null })
     return { options: cluster, close: () => cluster.disconnect() }
   }
 
@@ -36,65 +36,14 @@ export class QueueConnection {
 /** `close`: ends what BullMQ leaves open. */
 export type Lent = { options: ConnectionOptions; close: () => void }
 
-function connect(urls: readonly string[]): Cluster {
-  return forgiving(
-    new Cluster([...urls], {
-      ...perCluster,
-      redisOptions: { maxRetriesPerRequest: null, ...accessOf(urls) },
-    }),
-  )
-}
-
-/** With its copies, which BullMQ makes to wait on. */
-function forgiving(cluster: Cluster): Cluster {
-  // Without a listener ioredis writes to the console; the queues report the same.
-  cluster.on('error', () => undefined)
-  cluster.on('+node', forgiveAsking)
-  const duplicate = cluster.duplicate.bind(cluster)
-  cluster.duplicate = (...args) => forgiving(duplicate(...args))
-  return cluster
-}
-
-const perCluster = {
-  slotsRefreshTimeout: 5_000,
-  // Names are resolved by the connection itself, which checks a certificate against the name.
-  dnsLookup: (name, done) => done(null, name),
-} satisfies ClusterOptions
-
-/** How often the same trouble is told. */
-const silenceMs = 60_000
-
-/**
- * Tells of trouble with the queues once a minute, as long as it stays the same: every queue and worker reports it, each
- * second. None of it is an error of a job.
- */
-export class QueueTrouble {
-  readonly #log: Logger
-  readonly #server: string
-  readonly #told = new Map<string, number>()
-
-  constructor(log: Logger, server: RedisUrls | undefined) {
-    this.#log = log
-    this.#server = server === undefined ? 'the primary database' : hostsOf(server)
-  }
-
-  tell(queue: string, err: Error): void {
-    const now = performance.now()
-    const last = this.#told.get(err.message)
-    const quiet = last !== undefined && now - last < silenceMs
-    if (!quiet) this.#told.set(err.message, now)
-    for (const [message, at] of this.#told) if (now - at > silenceMs) this.#told.delete(message)
-    this.#log[quiet ? 'debug' : 'warn'](
-      { err, queue, server: this.#server },
-      'trouble with the queues; trying again, and nothing is lost',
-    )
-  }
-}
-
-/** Without user and password. */
-function hostsOf(urls: RedisUrls): string {
-  return [urls]
-    .flat()
-    .map((url) => new URL(url).host)
-    .join(', ')
+/** For node-postgres, which BullMQ uses. Without the URL's `options`, in whose place BullMQ puts the schema. */
+export function onDatabase(postgres: string) {
+  const { url, ...tls } = readDatabaseUrl(postgres)
+  if (hostsOf(url).length > 1)
+    throw new InvalidConfigError([
+      'databases.primary: with several hosts the queues need Redis; set `redis` or REDIS_URL',
+    ])
+  const plain = new URL(url)
+  plain.searchParams.delete('options')
+  return { connectionString: plain.href, ...tls }
 }

@@ -11,11 +11,11 @@ import {
 } from 'bullmq'
 import { Client } from 'pg'
 import type { Logger } from 'pino'
-import { hostsOf, readDatabaseUrl } from '../db/connection-url.ts'
-import { InvalidConfigError } from '../db/errors.ts'
 import { within } from '../db/within.ts'
 import type { RedisUrls } from '../jobs/sinks/redis-urls.ts'
-import { QueueConnection, QueueTrouble } from './queue-connection.ts'
+import { type AnyWorker, inTime, leave, type Work } from './leave-queue.ts'
+import { onDatabase, QueueConnection } from './queue-connection.ts'
+import { QueueTrouble } from './queue-trouble.ts'
 
 /**
  * The queues are BullMQ's: on Redis, or on PostgreSQL by BullMQ's own backend where no Redis is configured. They
@@ -40,9 +40,6 @@ export type QueueLimits = {
 
 /** How long the queues may take to answer; the tables know what was to be queued. */
 const answerMs = 5_000
-
-/** How long the queues may take to let go of somebody who has nothing to do there any more. */
-const goodbyeMs = 2_000
 
 /** How long the next job of a schedule may be due before the schedule counts as one that stopped. */
 const standstillMs = 10_000
@@ -71,18 +68,6 @@ export async function migrateQueues(postgres: string): Promise<void> {
   }
 }
 
-/** For node-postgres, which BullMQ uses. Without the URL's `options`, in whose place BullMQ puts the schema. */
-function onDatabase(postgres: string) {
-  if (hostsOf(postgres).length > 1)
-    throw new InvalidConfigError([
-      'databases.primary: with several hosts the queues need Redis; set `redis` or REDIS_URL',
-    ])
-  const { url, ...tls } = readDatabaseUrl(postgres)
-  const plain = new URL(url)
-  plain.searchParams.delete('options')
-  return { connectionString: plain.href, ...tls }
-}
-
 // The two backends give Queue and Worker different types; this is what both have and we use.
 type AnyQueue = Pick<
   Queue,
@@ -99,23 +84,6 @@ type AnyQueue = Pick<
   | 'obliterate'
   | 'disconnect'
 >
-type AnyWorker = Pick<Worker, 'close' | 'cancelAllJobs' | 'disconnect'> & {
-  waitUntilReady(): Promise<unknown>
-}
-
-type Work = {
-  worker: AnyWorker
-  /** what it is doing now */
-  running: Set<Promise<void>>
-  /** aborts what it does, also what comes when it is stopping already */
-  stopping: AbortController
-  connected: boolean
-  /** nobody waits for it any more */
-  left: boolean
-  /** ends the connection that it was given */
-  close: () => void
-}
-
 function optionsOf({ id, priority }: QueuedJob) {
   const options = { jobId: id, removeOnComplete: true, removeOnFail: true }
   return priority === undefined || priority === 0 ? options : { ...options, priority }
@@ -272,7 +240,7 @@ export class Queues {
    */
   async drain(): Promise<void> {
     this.#leaving = true
-    await Promise.all(this.#works.splice(0).map(end))
+    await Promise.all(this.#works.splice(0).map(leave))
   }
 
   async close(): Promise<void> {
@@ -333,37 +301,4 @@ export class Queues {
   #onRedis(connection: ConnectionOptions, queue: string) {
     return { connection, prefix: `{holdfast-${this.#settings.installation}-${queue}}` }
   }
-}
-
-async function end(work: Work): Promise<void> {
-  const { worker, running, stopping, connected, close } = work
-  stopping.abort()
-  worker.cancelAllJobs('the worker stops')
-  // The close of one that was never connected would wait for the connection without end.
-  const closed = worker.close(!connected)
-  let ended: boolean
-  do {
-    await Promise.allSettled(running)
-    ended = await inTime(closed)
-    // One that was being fetched when the worker began to close is run all the same.
-  } while (!ended && running.size > 0)
-  work.left = true
-  if (!ended) {
-    await inTime(worker.disconnect())
-    // BullMQ comes to its timers when the connection has closed, and a queue that is away never lets it.
-    const timers = worker as unknown as Timers
-    await timers.lockManager.close()
-    timers.stalledCheckStopper?.()
-  }
-  close()
-}
-
-type Timers = { lockManager: { close(): Promise<void> }; stalledCheckStopper?: () => void }
-
-/** False: a queue did not let go in time, or not without an error. */
-function inTime(goodbye: Promise<unknown>): Promise<boolean> {
-  return within(goodbyeMs, 'leaving a queue', goodbye).then(
-    () => true,
-    () => false,
-  )
 }

@@ -8,6 +8,7 @@ import { connect as connectAmqp } from 'amqplib'
 import { Queue } from 'bullmq'
 import { Redis } from 'ioredis'
 import { beforeAll, describe, expect, inject, it, onTestFinished } from 'vitest'
+import type { Sql } from '../../src/db/databases.ts'
 import { type Certificate, createCertificate, openssl, overTls } from '../support/certificate.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 import { natsProgram, startNats } from '../support/nats-server.ts'
@@ -39,6 +40,15 @@ async function startWorker(sinks: string, env: Record<string, string>): Promise<
      }`,
   )
   return new HoldfastProcess(['worker', '--migrate'], env, cwd)
+}
+
+/** An event is published, and a job has run. */
+async function publishAndRun(sql: Sql): Promise<void> {
+  await sql`select holdfast.publish('greeted', 'x', '{}')`
+  const [job] = await sql<{ id: string }[]>`select holdfast.enqueue('greet', 'null') as id`
+  await expect
+    .poll(async () => (await sql`select status from holdfast.jobs where id = ${job?.id ?? ''}`)[0]?.status)
+    .toBe('completed')
 }
 
 describe.runIf(all)('over TLS', () => {
@@ -98,11 +108,7 @@ describe.runIf(all)('over TLS', () => {
       { DATABASE_URL: urls.primary ?? '', REDIS_URL: rediss, NODE_EXTRA_CA_CERTS: certificate.cert },
     )
     await worker.says('worker started')
-    await sql`select holdfast.publish('greeted', 'x', '{}')`
-    const [job] = await sql<{ id: string }[]>`select holdfast.enqueue('greet', 'null') as id`
-    await expect
-      .poll(async () => (await sql`select status from holdfast.jobs where id = ${job?.id ?? ''}`)[0]?.status)
-      .toBe('completed')
+    await publishAndRun(sql)
     const inRedis = new Redis(redis.url)
     onTestFinished(() => inRedis.disconnect())
     const mail = new Queue('mail', { connection: inRedis })
@@ -131,11 +137,7 @@ describe.runIf(all)('over TLS', () => {
       },
     )
     await worker.says('worker started')
-    await sql`select holdfast.publish('greeted', 'x', '{}')`
-    const [job] = await sql<{ id: string }[]>`select holdfast.enqueue('greet', 'null') as id`
-    await expect
-      .poll(async () => (await sql`select status from holdfast.jobs where id = ${job?.id ?? ''}`)[0]?.status)
-      .toBe('completed')
+    await publishAndRun(sql)
     const keys = () => Promise.all(cluster.masters.map(({ client }) => client.keys('events')))
     await expect.poll(async () => (await keys()).flat()).toEqual(['events'])
     worker.child.kill('SIGTERM')

@@ -1,5 +1,5 @@
 import { type JobsOptions, Queue } from 'bullmq'
-import { Cluster, Redis } from 'ioredis'
+import { type Cluster, Redis } from 'ioredis'
 import type { CloudEvent } from '../../db/cloud-event.ts'
 import { InvalidConfigError, RejectedEventError, SinkUnavailableError } from '../../db/errors.ts'
 import { messageOf } from '../../db/message-of.ts'
@@ -8,8 +8,8 @@ import { within } from '../../db/within.ts'
 import { type BullmqOptions, problemsOf } from './bullmq-options.ts'
 import { policyOf } from './define-sink.ts'
 import { publishByKey, waitsBehind } from './publish-by-key.ts'
-import { forgiveAsking } from './redis-connection.ts'
-import { accessOf, type RedisUrls } from './redis-urls.ts'
+import { openCluster } from './redis-cluster.ts'
+import type { RedisUrls } from './redis-urls.ts'
 import { messageIdOf, type OpenSink, type Page, type Rejection, type Sink } from './sink.ts'
 
 export type { BullmqOptions } from './bullmq-options.ts'
@@ -106,14 +106,7 @@ function openQueue(options: BullmqOptions, jobOptions: JobsOptions): OpenSink {
 function connect(url: RedisUrls): Redis | Cluster {
   const perServer = { maxRetriesPerRequest: 0, connectTimeout: 5_000 }
   if (typeof url === 'string') return new Redis(url, { ...perServer, lazyConnect: true })
-  const cluster = new Cluster([...url], {
-    lazyConnect: true,
-    slotsRefreshTimeout: 5_000,
-    dnsLookup: (name, done) => done(null, name),
-    redisOptions: { ...perServer, ...accessOf(url) },
-  })
-  cluster.on('+node', forgiveAsking)
-  return cluster
+  return openCluster(url, { lazyConnect: true }, perServer)
 }
 
 type Job = { name: string; data: CloudEvent; opts: JobsOptions }

@@ -1,6 +1,7 @@
-import { Cluster, type ClusterOptions, Redis, type RedisOptions } from 'ioredis'
+import { type ClusterOptions, Redis, type RedisOptions } from 'ioredis'
+import { openCluster } from './redis-cluster.ts'
 import { type EncodedArguments, type Script, ScriptCall } from './redis-script-call.ts'
-import { accessOf, type RedisUrls } from './redis-urls.ts'
+import type { RedisUrls } from './redis-urls.ts'
 
 /** A client of one server or of a cluster that fails fast: the relay's own back-off decides when to try again. */
 export type RedisConnection = {
@@ -32,9 +33,6 @@ const perCluster = {
   retryDelayOnClusterDown: 0,
   retryDelayOnTryAgain: 100,
   maxRedirections: 16,
-  slotsRefreshTimeout: 5_000,
-  // Names are resolved by the connection itself, which checks a certificate against the name.
-  dnsLookup: (name, done) => done(null, name),
 } satisfies ClusterOptions
 
 export function connectRedis(url: RedisUrls): RedisConnection {
@@ -52,9 +50,7 @@ function toServer(url: string): RedisConnection {
 }
 
 function toCluster(urls: readonly string[]): RedisConnection {
-  const cluster = new Cluster([...urls], { ...perCluster, redisOptions: { ...perServer, ...accessOf(urls) } })
-  cluster.on('error', () => undefined)
-  cluster.on('+node', forgiveAsking)
+  const cluster = openCluster(urls, perCluster, perServer)
   return {
     async run(script, keys, ...args) {
       // Queued commands fail with the connection, so what it says is reported by them.
@@ -63,15 +59,6 @@ function toCluster(urls: readonly string[]): RedisConnection {
     },
     close: () => cluster.disconnect(),
   }
-}
-
-/**
- * Before a command that was answered ASK, ioredis sends ASKING and leaves its promise alone: when the connection to that
- * node fails, the rejection that nobody handles would end the process. The command behind it fails the same way.
- */
-export function forgiveAsking(node: Redis): void {
-  const asking = node.asking.bind(node)
-  node.asking = async () => asking().catch(() => 'OK' as const)
 }
 
 async function runScript(
