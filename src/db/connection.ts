@@ -1,8 +1,7 @@
 import type postgres from 'postgres'
 import { createClient } from './client.ts'
-import type { Deferred } from './deferred.ts'
-import { deferred } from './deferred.ts'
 import { isUnreplicated } from './replication.ts'
+import { type Patience, Semaphore } from './semaphore.ts'
 import type { Runnable, Tx } from './tx.ts'
 import { bindHandler, createTx, whenSettled } from './tx.ts'
 import { within } from './within.ts'
@@ -195,54 +194,43 @@ async function reserve(sql: postgres.Sql): Promise<postgres.ReservedSql> {
 /** A bounded set of Connections, opened when needed and kept for reuse; those that died are forgotten. */
 export class ConnectionPool {
   readonly #url: string
-  readonly #max: number
   readonly #options: ConnectionOptions
   readonly #idle: Connection[] = []
-  readonly #waiting: Deferred<void>[] = []
-  #used = 0
+  readonly #turns: Semaphore
   #ended = false
 
   constructor(url: string, max: number, options: ConnectionOptions) {
     this.#url = url
-    this.#max = max
+    this.#turns = new Semaphore(max)
     this.#options = options
   }
 
-  async acquire(): Promise<Connection> {
-    while (!this.#ended) {
-      if (this.#used < this.#max) {
-        this.#used++
-        for (let idle = this.#idle.pop(); idle; idle = this.#idle.pop()) if (!idle.dead) return idle
-        try {
-          return await Connection.open(this.#url, this.#options)
-        } catch (error) {
-          this.#leave()
-          throw error
-        }
-      }
-      const turn = deferred<void>()
-      this.#waiting.push(turn)
-      await turn.promise
+  /** Waits for its turn, with `patience` at most so long. */
+  async acquire(patience?: Patience): Promise<Connection> {
+    await this.#turns.enter(patience)
+    try {
+      if (this.#ended)
+        throw Object.assign(new Error('the connection pool was closed'), { code: 'CONNECTION_ENDED' })
+      for (let idle = this.#idle.pop(); idle; idle = this.#idle.pop()) if (!idle.dead) return idle
+      return await Connection.open(this.#url, this.#options)
+    } catch (error) {
+      this.#turns.leave()
+      throw error
     }
-    throw Object.assign(new Error('the connection pool was closed'), { code: 'CONNECTION_ENDED' })
   }
 
   /** Gives a connection back; `clean` says that no transaction is open on it, otherwise it is closed. */
   async release(connection: Connection, clean: boolean): Promise<void> {
     const keep = clean && !connection.dead && !this.#ended
     if (keep) this.#idle.push(connection)
-    this.#leave()
+    this.#turns.leave()
     if (!keep) await connection.end()
   }
 
+  /** Whoever waits is told. */
   async end(): Promise<void> {
     this.#ended = true
-    for (const turn of this.#waiting.splice(0)) turn.resolve()
+    this.#turns.resize(Number.POSITIVE_INFINITY)
     await Promise.all(this.#idle.splice(0).map((connection) => connection.end()))
-  }
-
-  #leave(): void {
-    this.#used--
-    this.#waiting.shift()?.resolve()
   }
 }

@@ -1,7 +1,8 @@
 import { createClient } from './client.ts'
 import { ConnectionPool, type PageHandler } from './connection.ts'
-import { UnknownParticipantError } from './errors.ts'
+import { NoConnectionsError, UnknownParticipantError } from './errors.ts'
 import { QueryPool } from './query-pool.ts'
+import type { Patience } from './semaphore.ts'
 import { checkParticipantName } from './transaction-name.ts'
 import type { Sql, Tx } from './tx.ts'
 
@@ -20,6 +21,8 @@ export class Participant {
   readonly staging: ConnectionPool
   readonly #queries: QueryPool
   readonly #transactions: ConnectionPool
+  /** apart from the others: work may take long, and may ask for what Holdfast itself needs a transaction for */
+  readonly #works: ConnectionPool
   /** apart from the others: whoever reads page by page uses a transaction for what it does with a page */
   readonly #reading: ConnectionPool
   readonly limits: Limits
@@ -47,19 +50,30 @@ export class Participant {
     this.sql = this.#queries.sql
     this.staging = new ConnectionPool(url, limits.staging, options)
     this.#transactions = new ConnectionPool(url, limits.queries, options)
+    this.#works = new ConnectionPool(url, limits.works, options)
     this.#reading = new ConnectionPool(url, limits.queries, options)
   }
 
+  /** Runs work in a plain transaction: committed when it returns, rolled back when it throws. */
+  async transaction<T>(work: (tx: Tx) => Promise<T>): Promise<T> {
+    return this.#inTransaction(this.#transactions, { begin: beginText }, work)
+  }
+
   /**
-   * Runs work in a plain transaction: committed when it returns, rolled back when it throws. What is done by `last` leaves
-   * in one flush with the COMMIT, so it has to make a failed transaction of whatever is wrong.
+   * As `transaction`, for work of the user's. It begins with `setting`. What is done by `last` leaves in one flush with the
+   * COMMIT, so it has to make a failed transaction of whatever is wrong. Throws NoConnectionsError.
    */
-  async transaction<T>(
+  async userTransaction<T>(
+    { setting, last }: { setting: string; last: Last<T> },
     work: (tx: Tx) => Promise<T>,
-    last?: { setting: string; act: (tx: Tx, result: T) => PromiseLike<unknown>[] },
   ): Promise<T> {
-    const setting = last === undefined ? '' : `; ${last.setting}`
-    return this.#inTransaction(`BEGIN ISOLATION LEVEL READ COMMITTED${setting}`, work, last?.act)
+    const { works, worksWaitMs } = this.limits
+    const error = () =>
+      new NoConnectionsError(
+        `all ${works} connections to the database ${this.name} for the work of idempotent calls were in use for ${worksWaitMs} ms; try again later. Is one called within the work of another? \`connections.idempotent\` in the config sets how many there are`,
+      )
+    const begin = `${beginText}; ${setting}`
+    return this.#inTransaction(this.#works, { begin, last, patience: { ms: worksWaitMs, error } }, work)
   }
 
   /**
@@ -70,18 +84,19 @@ export class Participant {
     if (this.#snapshots >= this.limits.queries / 2) return undefined
     this.#snapshots++
     try {
-      return await this.#inTransaction('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY', read)
+      const begin = 'BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY'
+      return await this.#inTransaction(this.#transactions, { begin }, read)
     } finally {
       this.#snapshots--
     }
   }
 
   async #inTransaction<T>(
-    begin: string,
+    pool: ConnectionPool,
+    { begin, last, patience }: { begin: string; last?: Last<T>; patience?: Patience },
     work: (tx: Tx) => Promise<T>,
-    last?: (tx: Tx, result: T) => PromiseLike<unknown>[],
   ): Promise<T> {
-    const connection = await this.#transactions.acquire()
+    const connection = await pool.acquire(patience)
     const tx = connection.tx()
     let clean = false
     try {
@@ -110,7 +125,7 @@ export class Participant {
       )
       throw error
     } finally {
-      await this.#transactions.release(connection, clean)
+      await pool.release(connection, clean)
     }
   }
 
@@ -154,10 +169,15 @@ export class Participant {
   }
 
   async end(): Promise<void> {
-    const pools = [this.#queries, this.staging, this.#transactions, this.#reading]
+    const pools = [this.#queries, this.staging, this.#transactions, this.#works, this.#reading]
     await Promise.all(pools.map((pool) => pool.end()))
   }
 }
+
+const beginText = 'BEGIN ISOLATION LEVEL READ COMMITTED'
+
+/** The queries that end a transaction, before its COMMIT. */
+type Last<T> = (tx: Tx, result: T) => PromiseLike<unknown>[]
 
 /** For sorting what is read page by page; a sort that goes to disk costs half as much again. */
 const readingMemory = '32MB'
@@ -168,6 +188,10 @@ export type Limits = {
   queries: number
   /** connections for staged transactions */
   staging: number
+  /** connections for the work of idempotent calls, on the coordinator */
+  works: number
+  /** how long such work waits for one */
+  worksWaitMs: number
   /** how long a statement waits for a lock; a deadlock over two servers is seen by nobody */
   lockTimeoutMs: number
   /** how long a single statement may take to be answered */
@@ -176,9 +200,11 @@ export type Limits = {
   idleTimeoutMs: number
 }
 
-const defaultLimits: Limits = {
+export const defaultLimits: Limits = {
   queries: 4,
   staging: 8,
+  works: 10,
+  worksWaitMs: 10_000,
   lockTimeoutMs: 5_000,
   answerMs: 60_000,
   idleTimeoutMs: 60_000,

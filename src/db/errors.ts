@@ -79,6 +79,11 @@ export class NoSlotsError extends HoldfastError {
   readonly code = 'HOLDFAST_NO_SLOTS'
 }
 
+/** All connections of this process for such work are in use: back-pressure, try again later. */
+export class NoConnectionsError extends HoldfastError {
+  readonly code = 'HOLDFAST_NO_CONNECTIONS'
+}
+
 /** The server runs with `max_prepared_transactions = 0`. */
 export class TwoPhaseDisabledError extends HoldfastError {
   readonly code = 'HOLDFAST_TWO_PHASE_DISABLED'

@@ -1,5 +1,10 @@
 import { createHash, randomUUID } from 'node:crypto'
-import { IdempotencyInFlightError, IdempotencyMismatchError, InvalidPayloadError } from '../db/errors.ts'
+import {
+  IdempotencyInFlightError,
+  IdempotencyMismatchError,
+  InvalidPayloadError,
+  NoConnectionsError,
+} from '../db/errors.ts'
 import { hashFingerprint } from '../db/idempotency-keys.ts'
 import type { Json } from '../db/json.ts'
 import type { Tx } from '../db/tx.ts'
@@ -12,7 +17,7 @@ import { type Answer, type IdempotentResponse, loadAnswer, storeResponse } from 
  * draft-ietf-httpapi-idempotency-key-header asks. The first call of a key runs the handler, in the transaction that commits
  * its response; every later one gets the same status, headers and body, byte for byte, since the first one's, too, was read
  * from what is stored. 400: the field is missing or malformed. 409: the first call is under way, with Retry-After. 422: the
- * key belongs to another request. These are problem details (RFC 9457).
+ * key belongs to another request. 503: this process has no connection free for the work; nothing was done. These are problem details (RFC 9457).
  *
  * Only what the handler returns is stored, not what else the framework or its plugins add. What it throws, and what it
  * returns with a status from 500 on, is not: nothing of its work is committed, and a retry runs it again.
@@ -116,6 +121,14 @@ export async function answerOnce<Request>(
         422,
         'Idempotency-Key is already used',
         'This Idempotency-Key was used for another request. A new request needs a new key.',
+      )
+    }
+    if (error instanceof NoConnectionsError) {
+      return problem(
+        503,
+        'The service is busy',
+        'Nothing was done. Repeat the request later, with the same Idempotency-Key.',
+        { 'retry-after': '1' },
       )
     }
     throw error

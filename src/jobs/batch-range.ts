@@ -5,6 +5,7 @@ import {
   FencedError,
   InvalidPayloadError,
   NameInUseError,
+  NoConnectionsError,
   NoSlotsError,
   UnknownOutcomeError,
 } from '../db/errors.ts'
@@ -263,6 +264,7 @@ export function isPassing(error: unknown): boolean {
   return (
     cause instanceof FencedError ||
     cause instanceof NameInUseError ||
+    cause instanceof NoConnectionsError ||
     cause instanceof NoSlotsError ||
     cause instanceof UnknownOutcomeError ||
     isContention(cause) ||

@@ -14,6 +14,7 @@ import type { Json } from '../db/json.ts'
 import { confirmReplicated } from '../db/replication.ts'
 import { isConnectionLoss, isContention, SQLSTATE, sqlstateOf } from '../db/sqlstate.ts'
 import { reached } from '../db/steps.ts'
+import type { Tx } from '../db/tx.ts'
 import { ClaimLease } from './claim-lease.ts'
 import type { JobContext } from './context.ts'
 import {
@@ -135,20 +136,15 @@ async function run<T extends Json>(
   const lease = new ClaimLease(primary, claim, call.leaseMs, claimedFrom, ctx.log)
   let endingSince: number | undefined
   try {
-    const text = await primary.transaction(
-      async (tx) => {
-        const response = encodeResponse(await work(tx, { signal: lease.signal }), call)
-        await reached('idempotency.worked')
-        return response
-      },
-      {
-        setting: claimSetting(claim),
-        act: (tx, response) => {
-          endingSince = performance.now()
-          return completeKey(tx, claim, response, call.ttlMs)
-        },
-      },
-    )
+    const last = (tx: Tx, response: string) => {
+      endingSince = performance.now()
+      return completeKey(tx, claim, response, call.ttlMs)
+    }
+    const text = await primary.userTransaction({ setting: claimSetting(claim), last }, async (tx) => {
+      const response = encodeResponse(await work(tx, { signal: lease.signal }), call)
+      await reached('idempotency.worked')
+      return response
+    })
     await reached('idempotency.completed')
     ctx.telemetry.idempotentCall('executed')
     return { response: JSON.parse(text) as T, replayed: false }

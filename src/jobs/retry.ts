@@ -7,6 +7,7 @@ import {
   InvalidNameError,
   InvalidPayloadError,
   NameInUseError,
+  NoConnectionsError,
   NoSlotsError,
   NotAllowedError,
   NotPreparedError,
@@ -59,6 +60,9 @@ const permanentErrors = [
   UnknownParticipantError,
 ]
 
+/** Besides what is passing by its SQLSTATE. */
+const passingErrors = [NoConnectionsError, NoSlotsError, UnknownOutcomeError]
+
 /** What effects threw is the job's own, also where it is a lost connection: that was to somebody else. */
 export function classifyEffects(error: unknown): Verdict {
   const verdict = classify(error)
@@ -72,7 +76,7 @@ export function classify(error: unknown): Verdict {
   if (error instanceof UnrecoverableError || (error instanceof Error && error.name === 'UnrecoverableError'))
     return { kind: 'permanent' }
   if (error instanceof FencedError || error instanceof NameInUseError) return { kind: 'elsewhere' }
-  if (error instanceof NoSlotsError || error instanceof UnknownOutcomeError) return { kind: 'passing' }
+  if (passingErrors.some((type) => error instanceof type)) return { kind: 'passing' }
   if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'passing' }
   if (!(error instanceof EscapedWorkError) && isPassing(error)) return { kind: 'passing' }
   if (permanentErrors.some((type) => error instanceof type)) return { kind: 'permanent' }

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { resolve } from 'node:path'
 import { createClient } from '../db/client.ts'
 import { createDatabase, dropDatabase } from '../db/create-database.ts'
-import { Participant } from '../db/databases.ts'
+import { defaultLimits, Participant } from '../db/databases.ts'
 import { type EmbeddedServer, startEmbedded } from '../db/embedded/server.ts'
 import { rollbackPrepared } from '../db/prepared.ts'
 import { sqlstateOf } from '../db/sqlstate.ts'
@@ -84,11 +84,9 @@ async function rollbackAllPrepared(serverUrl: string, name: string): Promise<voi
   const url = new URL(serverUrl)
   url.pathname = `/${name}`
   const database = new Participant('sandbox', url.href, {
+    ...defaultLimits,
     queries: 1,
     staging: 1,
-    lockTimeoutMs: 5_000,
-    answerMs: 60_000,
-    idleTimeoutMs: 60_000,
   })
   try {
     for (const gid of gids) await rollbackPrepared(database, gid)

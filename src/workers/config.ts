@@ -47,6 +47,15 @@ export type HoldfastConfig = {
   /** bring the schema up to date when starting; without it `holdfast migrate` does */
   readonly migrate?: boolean
   readonly timing?: Partial<Timing>
+  readonly connections?: Partial<Connections>
+}
+
+/** How much this process does at once beside its jobs; docs/operations.md tells how many connections it opens for all. */
+export type Connections = {
+  /** idempotent calls whose work runs; default 10. Further ones wait, for 10 s at the most */
+  idempotent: number
+  /** transactions of beginDistributed and runDistributed from their begin to their prepare, on each database; default 4 */
+  distributed: number
 }
 
 /** All in milliseconds. */
@@ -81,6 +90,7 @@ export type ResolvedConfig = {
   retention: Retention
   migrate: boolean
   timing: Timing
+  connections: Connections
   logLevel: string
 }
 
@@ -205,6 +215,7 @@ const shape = z.strictObject({
     .prefault({}),
   migrate: z.boolean().default(false),
   timing: timing.prefault({}),
+  connections: z.strictObject({ idempotent: count.default(10), distributed: count.default(4) }).prefault({}),
 })
 
 const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']
@@ -237,6 +248,7 @@ export function resolveConfig(
     retention,
     migrate,
     timing,
+    connections,
   } = parsed.data
   const problems: string[] = []
   const urls = databaseUrls(databases, env, problems)
@@ -286,6 +298,7 @@ export function resolveConfig(
     retention,
     migrate,
     timing,
+    connections,
     logLevel,
   }
 }

@@ -33,7 +33,12 @@ export async function createContext(config: ResolvedConfig, kind: WorkerKind, lo
     // Each relay holds a connection for reading and one for its pages; an installation has four shards.
     const relays = 4 * config.sinks.size
     const jobs = [...config.queues.values()].reduce((sum, { concurrency }) => sum + concurrency, 0)
-    const databases = new Databases(urls, { queries: 4 + relays, staging: 4 + jobs + relays })
+    const { idempotent, distributed } = config.connections
+    const databases = new Databases(urls, {
+      queries: 4 + relays,
+      staging: distributed + jobs + relays,
+      works: idempotent,
+    })
     opened.push(() => databases.end())
     if (config.migrate) await migrateAll(databases, config)
     const installation = (await checkSchema(databases)).id

@@ -17,7 +17,8 @@ import { type IdempotentOptions, idempotent } from '../../src/jobs/idempotent.ts
 import type { Holdfast } from '../../src/workers/holdfast.ts'
 import { newDatabases, openContext } from '../support/database.ts'
 
-const ctx = await openContext(await newDatabases())
+const works = 4
+const ctx = await openContext(await newDatabases(), { works, worksWaitMs: 300, idleTimeoutMs: 60_000 })
 const { sql } = ctx.databases.primary
 await sql`create table orders (id int generated always as identity, note text not null)`
 
@@ -253,6 +254,33 @@ describe.each(Object.keys(servers))('idempotency on %s', async (framework) => {
     const third = post(waiting, '"at-once"', order)
     goOn.resolve()
     expect(content(await third)).toEqual(content(await first))
+    expect(await countOrders(order.note)).toBe(1)
+  })
+
+  it('answers with 503 when all connections are busy for too long; the same request runs later', async () => {
+    const goOn = deferred<void>()
+    const busy = await Promise.all(
+      Array.from({ length: works }, async () => {
+        const order = { note: newNote() }
+        const working = deferred<void>()
+        held.set(order.note, { working: () => working.resolve(), goOn: goOn.promise })
+        const answer = post(plain, `"${order.note.replace(' ', '-')}"`, order)
+        await working.promise
+        return { answer }
+      }),
+    )
+    const order = { note: newNote() }
+    const refused = await post(plain, '"busy"', order)
+    expect(problemOf(refused)).toMatchObject({
+      status: 503,
+      type: 'application/problem+json',
+      problem: { title: 'The service is busy', status: 503 },
+    })
+    expect(refused.header('retry-after')).toBe('1')
+    expect(await countOrders(order.note)).toBe(0)
+    goOn.resolve()
+    for (const { answer } of busy) expect((await answer).status).toBe(201)
+    expect((await post(plain, '"busy"', order)).status).toBe(201)
     expect(await countOrders(order.note)).toBe(1)
   })
 

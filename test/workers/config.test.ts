@@ -147,6 +147,7 @@ describe('resolveConfig', () => {
       'defineBatch',
     )
     expect(() => resolveConfig({ timing: { leaseMs: -1 } }, {})).toThrow('leaseMs')
+    expect(() => resolveConfig({ connections: { idempotent: 0 } }, {})).toThrow('connections.idempotent')
   })
 
   it('completes schedules', () => {

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { afterAll, describe, expect, inject, it, onTestFinished } from 'vitest'
+import { deferred } from '../../src/db/deferred.ts'
 import { freePort } from '../../src/db/embedded/free-port.ts'
 import { startEmbedded } from '../../src/db/embedded/server.ts'
 import { type CompensationContext, createHoldfast, defineBatch, keyset } from '../../src/index.ts'
@@ -27,7 +28,32 @@ const double = defineBatch({
   },
 })
 
+/** So many at once: each waits, within its work, until all are there. */
+async function together<T>(count: number, run: (i: number, meet: () => Promise<void>) => Promise<T>) {
+  const all = deferred<void>()
+  let there = 0
+  const meet = () => {
+    if (++there === count) all.resolve()
+    return all.promise
+  }
+  return Promise.all(Array.from({ length: count }, (_, i) => run(i, meet)))
+}
+
 describe('createHoldfast', () => {
+  it('does as much at once as `connections` says, which is more than it does without', async () => {
+    const config = { databases: { primary: await newDatabase() }, migrate: true }
+    const hf = await createHoldfast({ ...config, connections: { idempotent: 11, distributed: 5 } })
+    afterAll(() => hf.close())
+    const calls = await together(11, (i, meet) =>
+      hf.idempotent({ scope: 'all', key: `key ${i}` }, () => meet().then(() => i)),
+    )
+    expect(calls).toEqual(Array.from({ length: 11 }, (_, i) => ({ response: i, replayed: false })))
+    // Jobs may run four more.
+    const begun = await together(9, (i, meet) => hf.beginDistributed(`all_${i}`, () => meet().then(() => i)))
+    expect(begun.map(({ staged }) => staged)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8])
+    await Promise.all(begun.map(({ name }) => hf.rollbackDistributed(name)))
+  })
+
   it('begins, commits, publishes, runs batches and closes', async () => {
     const hf = await createHoldfast({
       databases: { primary: await newDatabase(), billing: await newDatabase('west') },
