@@ -23,10 +23,10 @@ export class Participant {
   readonly #transactions: ConnectionPool
   /** apart from the others: work may take long, and may ask for what Holdfast itself needs a transaction for */
   readonly #works: ConnectionPool
-  /** apart from the others: whoever reads page by page uses a transaction for what it does with a page */
+  /** apart from the others: a read may take long, and whoever reads page by page uses a transaction for what it does with a page */
   readonly #reading: ConnectionPool
   readonly limits: Limits
-  #snapshots = 0
+  #readsApart = 0
   /** the role that owns every gid here, as the installation records it; set when the schema was checked */
   ownerRole: string | undefined
   /** its schema, its name and its owner role were checked */
@@ -77,17 +77,20 @@ export class Participant {
   }
 
   /**
-   * Reads in a transaction of its own, whose statements all see the same moment. Undefined where half of the connections for
-   * transactions are read on like that: what takes the next step of something prepared must find one.
+   * Reads of users, which may take long: in a transaction of its own, on connections that relays and decisions do not need.
+   * Undefined where as many as there are read already. REPEATABLE READ: all statements see the same moment.
    */
-  async snapshot<T>(read: (tx: Tx) => Promise<T>): Promise<T | undefined> {
-    if (this.#snapshots >= this.limits.queries / 2) return undefined
-    this.#snapshots++
+  async readApart<T>(
+    isolation: 'READ COMMITTED' | 'REPEATABLE READ READ ONLY',
+    read: (tx: Tx) => Promise<T>,
+  ): Promise<T | undefined> {
+    if (this.#readsApart >= readsApart) return undefined
+    this.#readsApart++
     try {
-      const begin = 'BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY'
-      return await this.#inTransaction(this.#transactions, { begin }, read)
+      const begin = `BEGIN ISOLATION LEVEL ${isolation}`
+      return await this.#inTransaction(this.#reading, { begin }, read)
     } finally {
-      this.#snapshots--
+      this.#readsApart--
     }
   }
 
@@ -174,6 +177,9 @@ export class Participant {
   }
 }
 
+/** Of the connections for reading, those that no relay has. */
+const readsApart = 4
+
 const beginText = 'BEGIN ISOLATION LEVEL READ COMMITTED'
 
 /** The queries that end a transaction, before its COMMIT. */
@@ -184,7 +190,7 @@ const readingMemory = '32MB'
 
 /** Of each database. */
 export type Limits = {
-  /** connections for single statements, as many for plain transactions, and as many for reading page by page */
+  /** connections for single statements, as many for plain transactions, and as many for reading: 4, and one for each relay */
   queries: number
   /** connections for staged transactions */
   staging: number

@@ -80,12 +80,16 @@ export class ReadAhead {
   async #begin(cursor: Json, size: number, until: Json): Promise<Ahead | undefined> {
     const { source } = this.#work
     const database = sourceDatabase(this.#work)
-    if (this.#promised)
-      return { size, chunk: await database.transaction((tx) => source.read(tx, cursor, size, until)) }
+    if (this.#promised) {
+      const chunk = await database.readApart('READ COMMITTED', (tx) => source.read(tx, cursor, size, until))
+      return chunk && { size, chunk }
+    }
     const ask = await source.version?.ask(database.sql, cursor, size, until)
     if (!ask) return undefined
     // Of one moment, or the version would not be that of what was read.
-    const read = await database.snapshot((tx) => Promise.all([ask(tx), source.read(tx, cursor, size, until)]))
+    const read = await database.readApart('REPEATABLE READ READ ONLY', (tx) =>
+      Promise.all([ask(tx), source.read(tx, cursor, size, until)]),
+    )
     if (!read) return undefined
     const [version, chunk] = read
     return { size, chunk, version: { read: version, ask } }

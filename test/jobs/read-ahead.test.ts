@@ -319,18 +319,35 @@ describe('what was read ahead', () => {
     expect(await ahead.take(null, null)).toBeUndefined()
   })
 
-  it('takes half of the connections for transactions at the most', async () => {
-    const { ctx } = await arrange()
-    const gate = deferred<void>()
-    const { primary } = ctx.databases
-    const held = Array.from({ length: primary.limits.queries / 2 }, () =>
-      primary.snapshot(() => gate.promise),
-    )
-    expect(await primary.snapshot(async () => 'read')).toBeUndefined()
-    gate.resolve()
-    await Promise.all(held)
-    expect(await primary.snapshot(async () => 'read')).toBe('read')
-  })
+  it.each([true, false])(
+    'holds up no decision, however slowly many read (promised: %s)',
+    async (promised) => {
+      const { ctx } = await arrange()
+      const gate = deferred<void>()
+      let reading = 0
+      const allRead = deferred<void>()
+      const read: Source<Row>['read'] = async (...args) => {
+        if (++reading === 4) allRead.resolve()
+        await gate.promise
+        return source.read(...args)
+      }
+      const slow = { ...source, read, version: { of: read, ask: source.version!.ask } }
+      const start = () => {
+        const ahead = new ReadAhead({ ctx, source: slow }, promised)
+        ahead.start(null, 5, null)
+        return ahead
+      }
+      const held = Array.from({ length: 4 }, start)
+      await allRead.promise
+      // A fifth is not worth a wait; its chunk reads for itself.
+      expect(await start().take(null, null)).toBeUndefined()
+      const { primary } = ctx.databases
+      const decisions = Array.from({ length: 4 }, (_, i) => primary.transaction(async () => i))
+      expect(await Promise.all(decisions)).toEqual([0, 1, 2, 3])
+      gate.resolve()
+      for (const ahead of held) expect((await ahead.take(null, null))?.chunk.rows).toHaveLength(5)
+    },
+  )
 
   it('is at its end when the run is', async () => {
     const read: Source<Row>['read'] = async (tx, cursor, ...rest) => {
