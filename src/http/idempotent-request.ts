@@ -89,6 +89,7 @@ export async function answerOnce<Request>(
     return problem(400, 'The request cannot be compared with others', error.message)
   }
   const { scope, ttlMs, wait, maxResponseBytes } = options
+  let begun = false
   try {
     const { response } = await hf.idempotent(
       {
@@ -100,6 +101,7 @@ export async function answerOnce<Request>(
         ...(maxResponseBytes !== undefined && { maxResponseBytes }),
       },
       async (tx, { signal }) => {
+        begun = true
         const stored = storeResponse(await handler(request, { tx, signal }))
         if (stored.status >= 500) throw new NotStored(loadAnswer(stored))
         return stored
@@ -123,7 +125,8 @@ export async function answerOnce<Request>(
         'This Idempotency-Key was used for another request. A new request needs a new key.',
       )
     }
-    if (error instanceof NoConnectionsError) {
+    // What the handler did meanwhile may stand; then it is the handler's error.
+    if (error instanceof NoConnectionsError && !begun) {
       return problem(
         503,
         'The service is busy',

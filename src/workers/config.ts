@@ -54,7 +54,7 @@ export type HoldfastConfig = {
 export type Connections = {
   /** idempotent calls whose work runs; default 10. Further ones wait, for 10 s at the most */
   idempotent: number
-  /** transactions of beginDistributed and runDistributed from their begin to their prepare, on each database; default 4 */
+  /** transactions at once on each database: of beginDistributed until prepared, of runDistributed until ended; default 4 */
   distributed: number
 }
 
