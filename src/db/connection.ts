@@ -176,7 +176,8 @@ function connectionClosed(): Error {
   return lost('CONNECTION_CLOSED', 'the database connection was closed')
 }
 
-function lost(code: string, message: string): Error {
+/** An error with the code of a lost connection (src/db/sqlstate.ts). */
+export function lost(code: string, message: string): Error {
   return Object.assign(new Error(message), { code })
 }
 
@@ -209,8 +210,7 @@ export class ConnectionPool {
   async acquire(patience?: Patience): Promise<Connection> {
     await this.#turns.enter(patience)
     try {
-      if (this.#ended)
-        throw Object.assign(new Error('the connection pool was closed'), { code: 'CONNECTION_ENDED' })
+      if (this.#ended) throw lost('CONNECTION_ENDED', 'the connection pool was closed')
       for (let idle = this.#idle.pop(); idle; idle = this.#idle.pop()) if (!idle.dead) return idle
       return await Connection.open(this.#url, this.#options)
     } catch (error) {

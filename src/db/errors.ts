@@ -223,3 +223,12 @@ export class SinkUnavailableError extends HoldfastError {
     this.retryAfterMs = options.retryAfterMs
   }
 }
+
+/** True of Holdfast's own errors after which the same call is to be made again later: nothing is wrong with it. */
+export function isForLater(error: unknown): boolean {
+  return (
+    error instanceof NoSlotsError ||
+    error instanceof NoConnectionsError ||
+    error instanceof UnknownOutcomeError
+  )
+}

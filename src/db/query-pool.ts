@@ -1,5 +1,5 @@
 import { createClient } from './client.ts'
-import { Connection, type ConnectionOptions } from './connection.ts'
+import { Connection, type ConnectionOptions, lost } from './connection.ts'
 import { createSql, type Runnable, type Sql, whenSettled } from './tx.ts'
 import { within } from './within.ts'
 
@@ -37,13 +37,13 @@ export class QueryPool {
 
   #run(query: Runnable): void {
     if (this.#ended) {
-      query.reject(failure('CONNECTION_ENDED', 'the database was closed'))
+      query.reject(lost('CONNECTION_ENDED', 'the database was closed'))
       return
     }
     const line = this.#leastBusy()
     line.load++
     const timer = setTimeout(() => {
-      query.reject(failure('ETIMEDOUT', `the database did not answer within ${this.#answerMs} ms`))
+      query.reject(lost('ETIMEDOUT', `the database did not answer within ${this.#answerMs} ms`))
       void this.#giveUp(line)
     }, this.#answerMs)
     whenSettled(query, () => {
@@ -109,7 +109,3 @@ async function idle(line: Line): Promise<void> {
 
 /** Makes queries, and never runs one. */
 const builder = createClient('postgres://nowhere?sslmode=disable', { max: 1 })
-
-function failure(code: string, message: string): Error {
-  return Object.assign(new Error(message), { code })
-}

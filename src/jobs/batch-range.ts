@@ -1,14 +1,7 @@
 import { type BatchRange, readRanges, splitRange } from '../db/batch-ranges.ts'
 import { isUntrusted } from '../db/connection-url.ts'
 import { deferred } from '../db/deferred.ts'
-import {
-  FencedError,
-  InvalidPayloadError,
-  NameInUseError,
-  NoConnectionsError,
-  NoSlotsError,
-  UnknownOutcomeError,
-} from '../db/errors.ts'
+import { FencedError, InvalidPayloadError, isForLater, NameInUseError } from '../db/errors.ts'
 import type { Json } from '../db/json.ts'
 import { messageOf } from '../db/message-of.ts'
 import { isConnectionLoss, isContention, sqlstateOf } from '../db/sqlstate.ts'
@@ -264,9 +257,7 @@ export function isPassing(error: unknown): boolean {
   return (
     cause instanceof FencedError ||
     cause instanceof NameInUseError ||
-    cause instanceof NoConnectionsError ||
-    cause instanceof NoSlotsError ||
-    cause instanceof UnknownOutcomeError ||
+    isForLater(cause) ||
     isContention(cause) ||
     isUntrusted(cause) ||
     isConnectionLoss(cause)

@@ -6,13 +6,11 @@ import {
   InvalidConfigError,
   InvalidNameError,
   InvalidPayloadError,
+  isForLater,
   NameInUseError,
-  NoConnectionsError,
-  NoSlotsError,
   NotAllowedError,
   NotPreparedError,
   TwoPhaseDisabledError,
-  UnknownOutcomeError,
   UnknownParticipantError,
 } from '../db/errors.ts'
 import { isPassing, sqlstateOf } from '../db/sqlstate.ts'
@@ -60,9 +58,6 @@ const permanentErrors = [
   UnknownParticipantError,
 ]
 
-/** Besides what is passing by its SQLSTATE. */
-const passingErrors = [NoConnectionsError, NoSlotsError, UnknownOutcomeError]
-
 /** What effects threw is the job's own, also where it is a lost connection: that was to somebody else. */
 export function classifyEffects(error: unknown): Verdict {
   const verdict = classify(error)
@@ -76,7 +71,7 @@ export function classify(error: unknown): Verdict {
   if (error instanceof UnrecoverableError || (error instanceof Error && error.name === 'UnrecoverableError'))
     return { kind: 'permanent' }
   if (error instanceof FencedError || error instanceof NameInUseError) return { kind: 'elsewhere' }
-  if (passingErrors.some((type) => error instanceof type)) return { kind: 'passing' }
+  if (isForLater(error)) return { kind: 'passing' }
   if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'passing' }
   if (!(error instanceof EscapedWorkError) && isPassing(error)) return { kind: 'passing' }
   if (permanentErrors.some((type) => error instanceof type)) return { kind: 'permanent' }

@@ -2,7 +2,6 @@ import { Client, Pool } from 'pg'
 import postgres from 'postgres'
 import { describe, expect, it, onTestFinished } from 'vitest'
 import type { Participant } from '../../src/db/databases.ts'
-import { deferred } from '../../src/db/deferred.ts'
 import { InvalidPayloadError } from '../../src/db/errors.ts'
 import type { EventRunner } from '../../src/db/event-runner.ts'
 import { recordSeen, removeOldSeen } from '../../src/db/inbox-seen.ts'
@@ -14,6 +13,7 @@ import type { JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
 import { resolveConfig } from '../../src/workers/config.ts'
 import { newDatabases, openContext } from '../support/database.ts'
+import { meeting } from '../support/meeting.ts'
 
 // Who waits here waits for the other's end, not for a limit.
 const patient = { lockTimeoutMs: 60_000, idleTimeoutMs: 60_000 }
@@ -33,16 +33,6 @@ const consume = (eventId: string) => async (tx: Tx) => {
 
 async function countEffects(eventId: string): Promise<number> {
   return (await primary.sql`select 1 from effects where event = ${eventId}`).length
-}
-
-/** A number of parties, each of whom waits here for all the others. */
-function meeting(parties: number): () => Promise<void> {
-  const all = deferred<void>()
-  let arrived = 0
-  return () => {
-    if (++arrived === parties) all.resolve()
-    return all.promise
-  }
 }
 
 async function pgClient(): Promise<Client> {

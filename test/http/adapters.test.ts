@@ -7,6 +7,7 @@ import { fastify } from 'fastify'
 import { Hono } from 'hono'
 import { afterAll, describe, expect, it } from 'vitest'
 import { deferred } from '../../src/db/deferred.ts'
+import { NoConnectionsError } from '../../src/db/errors.ts'
 import type { Tx } from '../../src/db/tx.ts'
 import { idempotency as onExpress } from '../../src/express.ts'
 import { idempotency as onFastify } from '../../src/fastify.ts'
@@ -52,6 +53,8 @@ async function placeOrder(order: Order, { tx }: IdempotentContext): Promise<Idem
       return { status: 503, headers: { 'retry-after': '7' }, json: { id } }
     case 'throw':
       throw new Error('out of order')
+    case 'busy-within':
+      throw new NoConnectionsError('of a call within the handler')
     case 'too-large':
       return { body: 'x'.repeat(2_000) }
     case 'bad-header':
@@ -351,6 +354,12 @@ describe.each(Object.keys(servers))('idempotency on %s', async (framework) => {
       await sql`select from holdfast.idempotency_keys where key in ('failing', 'throwing')`,
     ).toHaveLength(0)
     expect([await countOrders(failing.note), await countOrders(throwing.note)]).toEqual([0, 0])
+  })
+
+  it('does not say that nothing was done when the handler itself found no connection', async () => {
+    const order = { note: newNote(), act: 'busy-within' }
+    expect((await post(plain, '"busy-within"', order)).status).toBe(500)
+    expect(await countOrders(order.note)).toBe(0)
   })
 
   it('commits nothing with a response that is too large or cannot be sent', async () => {

@@ -6,6 +6,7 @@ import type { JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed } from '../../src/jobs/coordinator.ts'
 import { idempotent } from '../../src/jobs/idempotent.ts'
 import { newDatabases, openContext } from '../support/database.ts'
+import { meeting } from '../support/meeting.ts'
 
 const urls = await newDatabases()
 const works = 2
@@ -48,12 +49,10 @@ async function takeAll(from: JobContext, prefix: string) {
 
 describe('connections of idempotent calls', () => {
   it('lets as many calls at once as there are connections begin distributed transactions in their work', async () => {
-    const everybody = deferred<void>()
-    let inside = 0
+    const meet = meeting(works)
     const calls = Array.from({ length: works }, (_, i) =>
       idempotent(ctx, callOf(newKey()), async () => {
-        if (++inside === works) everybody.resolve()
-        await everybody.promise
+        await meet()
         const { name } = await beginDistributed(ctx, `within_${i}`, (tx) =>
           tx`insert into notes (note) values (${`within_${i}`})`.then(() => null),
         )

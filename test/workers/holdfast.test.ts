@@ -6,12 +6,12 @@ import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { afterAll, describe, expect, inject, it, onTestFinished } from 'vitest'
-import { deferred } from '../../src/db/deferred.ts'
 import { freePort } from '../../src/db/embedded/free-port.ts'
 import { startEmbedded } from '../../src/db/embedded/server.ts'
 import { type CompensationContext, createHoldfast, defineBatch, keyset } from '../../src/index.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { newDatabase } from '../support/database.ts'
+import { meeting } from '../support/meeting.ts'
 import { startRedis } from '../support/redis-server.ts'
 
 process.env.LOG_LEVEL = 'silent'
@@ -30,12 +30,7 @@ const double = defineBatch({
 
 /** So many at once: each waits, within its work, until all are there. */
 async function together<T>(count: number, run: (i: number, meet: () => Promise<void>) => Promise<T>) {
-  const all = deferred<void>()
-  let there = 0
-  const meet = () => {
-    if (++there === count) all.resolve()
-    return all.promise
-  }
+  const meet = meeting(count)
   return Promise.all(Array.from({ length: count }, (_, i) => run(i, meet)))
 }
 
