@@ -14,6 +14,7 @@ import {
   keysBesides,
   makeDue,
   parked,
+  putOff,
   shardOf,
 } from '../support/outbox-relay.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
@@ -53,6 +54,7 @@ describe('park', () => {
       await append(ctx, null, n + 30)
     }
     expect(await drain()).toMatchObject({ outcome: 'idle', published: 13 })
+    await putOff(ctx)
     await append(ctx, 'a', 5)
     await drain()
     expect(await receiver.numbers('a')).toEqual([1])

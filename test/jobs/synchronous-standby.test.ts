@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from 'vitest'
-import { Databases, type Participant } from '../../src/db/databases.ts'
+import { Databases, type Participant, type Sql } from '../../src/db/databases.ts'
 import { UnknownOutcomeError } from '../../src/db/errors.ts'
 import { isConnectionLoss } from '../../src/db/sqlstate.ts'
 import { stageForward } from '../../src/db/staged-transaction.ts'
@@ -51,15 +51,27 @@ async function standbyIs(state: 'away' | 'not needed'): Promise<void> {
   const names = state === 'away' ? 'nobody' : ''
   await sql.unsafe(`alter system set synchronous_standby_names = '${names}'`)
   await sql`select pg_reload_conf()`
-  // Backends read it with their next statement, and those that wait are let go by the checkpointer.
-  await expect
-    .poll(async () => {
-      const [row] = await sql<
-        { names: string }[]
-      >`select current_setting('synchronous_standby_names') as names`
-      return row?.names
+  // Commits wait, and no longer wait, from when the checkpointer has read it, which may be later than any backend.
+  await expect.poll(() => commitWaits(sql)).toBe(state === 'away')
+}
+
+/** Whether a commit waits for the standby now; its wait is cancelled. */
+async function commitWaits(sql: Sql): Promise<boolean> {
+  let ended = false
+  const commit = sql`/* probe */ select pg_logical_emit_message(true, 'probe', '')`
+    .catch(() => undefined)
+    .finally(() => {
+      ended = true
     })
-    .toBe(names)
+  let waits = false
+  while (!ended && !waits) {
+    const cancelled = await sql`
+      select pg_cancel_backend(pid) from pg_stat_activity
+      where wait_event = 'SyncRep' and query like '/* probe */%' and pid <> pg_backend_pid()`
+    waits = cancelled.length > 0
+  }
+  await commit
+  return waits
 }
 
 type Impatient = { stop(): Promise<number> }

@@ -54,6 +54,11 @@ export async function makeDue({ databases: { primary } }: JobContext): Promise<v
   await primary.sql`update holdfast.outbox_parked set retry_at = clock_timestamp() where retry_at is not null`
 }
 
+/** What waits for its next try waits for longer than any machine takes for a test. */
+export async function putOff({ databases: { primary } }: JobContext): Promise<void> {
+  await primary.sql`update holdfast.outbox_parked set retry_at = retry_at + interval '1 hour' where retry_at is not null`
+}
+
 export async function shardOf({ databases: { primary } }: JobContext, key: string): Promise<number> {
   const [row] = await primary.sql<
     { shard: number }[]
