@@ -57,14 +57,12 @@ async function standbyIs(state: 'away' | 'not needed'): Promise<void> {
 
 /** Whether a commit waits for the standby now; its wait is cancelled. */
 async function commitWaits(sql: Sql): Promise<boolean> {
-  let ended = false
+  const ended = new AbortController()
   const commit = sql`/* probe */ select pg_logical_emit_message(true, 'probe', '')`
     .catch(() => undefined)
-    .finally(() => {
-      ended = true
-    })
+    .finally(() => ended.abort())
   let waits = false
-  while (!ended && !waits) {
+  while (!ended.signal.aborted && !waits) {
     const cancelled = await sql`
       select pg_cancel_backend(pid) from pg_stat_activity
       where wait_event = 'SyncRep' and query like '/* probe */%' and pid <> pg_backend_pid()`
