@@ -1,10 +1,11 @@
+import type postgres from 'postgres'
 import type { Participant } from './databases.ts'
 import { type DistributedTransaction, findByName, type Status } from './distributed-transactions.ts'
 import { NameInUseError, NoSlotsError } from './errors.ts'
 import type { Json } from './json.ts'
 import { SQLSTATE, sqlstateOf } from './sqlstate.ts'
 import { recordEvent } from './transaction-events.ts'
-import type { Tx } from './tx.ts'
+import type { Sql, Tx } from './tx.ts'
 
 /** Table distributed_transactions, written: every step of an attempt is a compare-and-set together with its audit row. */
 export type NewAttempt = {
@@ -32,23 +33,14 @@ export type NewAttempt = {
  * participant the row may become durable together with the PREPARE, which flushes everything before it.
  */
 export async function insertStarted(primary: Participant, a: NewAttempt): Promise<void> {
-  const alone = a.participants.length === 1 && a.participants[0] === 'primary'
   try {
+    if (a.waitingLimit === undefined && a.awaits.length === 0) {
+      await primary.statement((sql) => insertRow(sql, a))
+      return
+    }
     await primary.transaction(async (tx) => {
       if (a.waitingLimit !== undefined) await checkWaiting(tx, a.waitingLimit)
-      await tx`
-        with started as (
-          insert into holdfast.distributed_transactions
-            (attempt, name, operation, participants, owner, resumable, deadline, correlation_id, traceparent, metadata,
-             finishers, compensates, awaits)
-          values (${a.attempt}, ${a.name}, ${a.operation}, ${a.participants}, ${a.owner}, ${a.resumable},
-                  clock_timestamp() + make_interval(secs => ${a.deadlineMs / 1000}), ${a.correlationId},
-                  ${a.traceparent}, ${a.metadata === null ? null : tx.json(a.metadata)},
-                  ${a.finishers === null ? null : [...a.finishers]}, ${a.compensates}, ${a.awaits.map(({ service }) => service)})
-          returning attempt, name, owner, correlation_id)
-        insert into holdfast.transaction_events (event, name, attempt, actor, correlation_id)
-        select 'started', name, attempt, owner, correlation_id from started
-        where set_config('synchronous_commit', ${alone ? 'off' : 'on'}, true) is not null`
+      await insertRow(tx, a)
       for (const { service, tokenHash } of a.awaits) {
         await tx`
           insert into holdfast.transaction_votes (attempt, service, token_hash)
@@ -63,6 +55,24 @@ export async function insertStarted(primary: Participant, a: NewAttempt): Promis
       { cause: error },
     )
   }
+}
+
+/** The row and its audit row, in one statement. */
+function insertRow(sql: Sql, a: NewAttempt): postgres.PendingQuery<postgres.Row[]> {
+  const alone = a.participants.length === 1 && a.participants[0] === 'primary'
+  return sql`
+    with started as (
+      insert into holdfast.distributed_transactions
+        (attempt, name, operation, participants, owner, resumable, deadline, correlation_id, traceparent, metadata,
+         finishers, compensates, awaits)
+      values (${a.attempt}, ${a.name}, ${a.operation}, ${a.participants}, ${a.owner}, ${a.resumable},
+              clock_timestamp() + make_interval(secs => ${a.deadlineMs / 1000}), ${a.correlationId},
+              ${a.traceparent}, ${a.metadata === null ? null : sql.json(a.metadata)},
+              ${a.finishers === null ? null : [...a.finishers]}, ${a.compensates}, ${a.awaits.map(({ service }) => service)})
+      returning attempt, name, owner, correlation_id)
+    insert into holdfast.transaction_events (event, name, attempt, actor, correlation_id)
+    select 'started', name, attempt, owner, correlation_id from started
+    where set_config('synchronous_commit', ${alone ? 'off' : 'on'}, true) is not null`
 }
 
 /** A transaction that waits keeps its slots; those that do not wait must still find some. */
@@ -109,18 +119,18 @@ export type Step = {
 }
 
 /**
- * Compare-and-set of the status, with its audit row, in the caller's transaction: one statement. Undefined when the
+ * Compare-and-set of the status, with its audit row, in one statement. No row when the
  * attempt is in none of `from`: then somebody else moved it and the row has to be read again. Aborting what was once pending
  * makes its compensation due.
  */
-export async function transition(
-  tx: Tx,
+export function transition(
+  sql: Sql,
   { attempt, from, to, actor, version, owner, durable }: Step,
   fields: TransitionFields = {},
-): Promise<Moved | undefined> {
-  const json = (value: Json | undefined) => (value === undefined ? null : tx.json(value))
+): postgres.PendingQuery<Moved[]> {
+  const json = (value: Json | undefined) => (value === undefined ? null : sql.json(value))
   const detail = { ...(fields.reason === undefined ? {} : { reason: fields.reason }), ...fields.detail }
-  const [row] = await tx<Moved[]>`
+  return sql<Moved[]>`
     with moved as (
       update holdfast.distributed_transactions t set
         status = ${to}, updated_at = clock_timestamp(),
@@ -129,27 +139,29 @@ export async function transition(
         abort_cause = coalesce(${fields.abortCause ?? null}, t.abort_cause),
         staged = coalesce(${json(fields.staged)}, t.staged),
         result = coalesce(${json(fields.result)}, t.result),
-        owner = ${fields.owner === undefined ? tx`t.owner` : fields.owner},
+        owner = ${fields.owner === undefined ? sql`t.owner` : fields.owner},
         compensation = case when ${to} = 'rolling_back' and old.status = 'pending' and t.compensates
                             then 'due' else t.compensation end,
         compensate_after = case when ${to} = 'rolling_back' then clock_timestamp() else t.compensate_after end
       from (select status, owner, xmin::text as version from holdfast.distributed_transactions
             where attempt = ${attempt} for no key update) old
-      where t.attempt = ${attempt} and old.status in ${tx([...from])}
+      where t.attempt = ${attempt} and old.status in ${sql([...from])}
         and (${version ?? null}::text is null or old.version = ${version ?? null})
         and (${owner ?? null}::text is null or old.owner is null or old.owner = ${owner ?? null})
-      returning t.name, t.operation, t.correlation_id as "correlationId", t.traceparent, old.status as "from",
+      returning t.name, t.operation, t.participants, t.correlation_id as "correlationId", t.traceparent, old.status as "from",
         extract(epoch from clock_timestamp() - t.created_at)::float8 as "ageSeconds"),
     logged as (
       insert into holdfast.transaction_events (event, name, attempt, actor, correlation_id, detail)
       select ${to}, name, ${attempt}::uuid, ${actor}, "correlationId",
-        ${Object.keys(detail).length === 0 ? null : tx.json(detail)}::jsonb
+        ${Object.keys(detail).length === 0 ? null : sql.json(detail)}::jsonb
       from moved)
     select * from moved where set_config('synchronous_commit', ${durable ? 'on' : 'off'}, true) is not null`
-  return row
 }
 
-export type Moved = Pick<DistributedTransaction, 'name' | 'operation' | 'correlationId' | 'traceparent'> & {
+export type Moved = Pick<
+  DistributedTransaction,
+  'name' | 'operation' | 'participants' | 'correlationId' | 'traceparent'
+> & {
   from: Status
   ageSeconds: number
 }

@@ -1,3 +1,4 @@
+import type postgres from 'postgres'
 import { createClient } from './client.ts'
 import { ConnectionPool, type PageHandler } from './connection.ts'
 import { NoConnectionsError, UnknownParticipantError } from './errors.ts'
@@ -37,16 +38,20 @@ export class Participant {
     this.name = name
     this.url = url
     this.limits = limits
-    const application_name = this.#applicationName
-    // In the connection's start-up packet, so that RESET ALL comes back to them.
+    // In the connection's start-up packet, so that RESET ALL comes back to them. Single statements that compare and set
+    // need READ COMMITTED, whatever the database or the role has as its default.
+    const settings = {
+      application_name: this.#applicationName,
+      default_transaction_isolation: 'read committed',
+    } as const
     const options = {
       connection: {
-        application_name,
+        ...settings,
         lock_timeout: limits.lockTimeoutMs,
         idle_in_transaction_session_timeout: limits.idleTimeoutMs,
       },
     }
-    this.#queries = new QueryPool(url, limits.queries, limits.answerMs, { connection: { application_name } })
+    this.#queries = new QueryPool(url, limits.queries, limits.answerMs, { connection: settings })
     this.sql = this.#queries.sql
     this.staging = new ConnectionPool(url, limits.staging, options)
     this.#transactions = new ConnectionPool(url, limits.queries, options)
@@ -57,6 +62,27 @@ export class Participant {
   /** Runs work in a plain transaction: committed when it returns, rolled back when it throws. */
   async transaction<T>(work: (tx: Tx) => Promise<T>): Promise<T> {
     return this.#inTransaction(this.#transactions, { begin: beginText }, work)
+  }
+
+  /**
+   * As `transaction`, for work that is one statement: BEGIN, statement and COMMIT leave in one flush. A statement that
+   * commits by itself would not do where it has to be durable: the driver settles it before the server's commit is known.
+   */
+  async statement<R extends object[]>(query: (sql: Sql) => postgres.PendingQuery<R>): Promise<R> {
+    const connection = await this.#transactions.acquire()
+    const tx = connection.tx()
+    let clean = false
+    try {
+      // Each is sent one microtask after it was run, so in this order.
+      const sent = [connection.send(beginText), query(tx).execute(), connection.send('COMMIT')] as const
+      const [begun, answer, ended] = await connection.whileAlive(Promise.allSettled(sent))
+      clean = ended.status === 'fulfilled'
+      for (const part of [begun, answer, ended]) if (part.status === 'rejected') throw part.reason
+      return (answer as PromiseFulfilledResult<R>).value
+    } finally {
+      tx.end()
+      await this.#transactions.release(connection, clean)
+    }
   }
 
   /**

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { endRun, insertStarted } from '../db/attempts.ts'
+import { endRun, insertStarted, type Moved, type TransitionFields } from '../db/attempts.ts'
 import { findByAttempt } from '../db/distributed-transactions.ts'
 import {
   EscapedWorkError,
@@ -18,7 +18,7 @@ import type { JobContext } from './context.ts'
 import { deciding } from './coordinator.ts'
 import { decideByVotes } from './decide-by-votes.ts'
 import { driveAbort, driveCommit } from './finish.ts'
-import { move, moveIn, setAside } from './move.ts'
+import { move, moveIn, type Only, setAside } from './move.ts'
 import { checkWork, stageAll, type Work, type WorkByParticipant } from './stage-work.ts'
 import { traced } from './tracing.ts'
 
@@ -146,19 +146,11 @@ async function becomePending(
   awaitsVotes: boolean,
 ): Promise<void> {
   const fields = { staged, ...(holding === 'nobody' ? { owner: null } : {}) }
-  const step = ctx.databases.primary.transaction(async (tx) => {
-    const pending = await moveIn(ctx, tx, attempt, 'all-prepared', fields, { owner: ctx.lease.id })
-    if (!pending) return undefined
-    // The step has locked the row, so a vote came before it and is seen here, or comes after it and decides by itself.
-    const decided = awaitsVotes
-      ? await decideByVotes(ctx, tx, attempt, await readBallots(tx, attempt))
-      : undefined
-    return { pending, decided }
-  })
-  const moved = await deciding(name, step)
-  moved?.pending.report()
-  moved?.decided?.report()
-  if (moved && !moved.decided) return
+  const mine = { owner: ctx.lease.id }
+  const step = awaitsVotes
+    ? pendingWithVotes(ctx, attempt, fields, mine)
+    : move(ctx, attempt, 'all-prepared', fields, mine)
+  if ((await deciding(name, step)) !== undefined) return
   const row = await findByAttempt(ctx.databases.primary.sql, attempt)
   if (row?.decision === 'commit') {
     await driveCommit(ctx, row)
@@ -168,6 +160,24 @@ async function becomePending(
   throw new RolledBackError(
     `${name} was rolled back while it was being staged: ${row?.reason ?? 'no reason recorded'}. It may be begun again`,
   )
+}
+
+/** Undefined also where the votes have decided. */
+async function pendingWithVotes(
+  ctx: JobContext,
+  attempt: string,
+  fields: TransitionFields,
+  mine: Only,
+): Promise<Moved | undefined> {
+  const step = await ctx.databases.primary.transaction(async (tx) => {
+    const pending = await moveIn(ctx, tx, attempt, 'all-prepared', fields, mine)
+    if (!pending) return undefined
+    // The step has locked the row, so a vote came before it and is seen here, or comes after it and decides by itself.
+    return { pending, decided: await decideByVotes(ctx, tx, attempt, await readBallots(tx, attempt)) }
+  })
+  step?.pending.report()
+  step?.decided?.report()
+  return step?.decided ? undefined : step?.pending.moved
 }
 
 /**

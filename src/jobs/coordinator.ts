@@ -1,4 +1,4 @@
-import type { TransitionFields } from '../db/attempts.ts'
+import type { Moved, TransitionFields } from '../db/attempts.ts'
 import {
   type DistributedTransaction,
   findByAttempt,
@@ -45,7 +45,6 @@ export async function commitDistributed(
 ): Promise<Progress<'committed' | 'committing'>> {
   let row = await find(ctx, name)
   return traced('holdfast.commit', row, async () => {
-    let own = false
     if (row.status === 'pending') {
       if (row.awaits.length > 0) await checkVotes(ctx, row)
       if (await ownerLives(ctx.databases.primary.sql, row.attempt)) {
@@ -53,15 +52,16 @@ export async function commitDistributed(
           `a live run is in the effects of ${name}; it commits by itself when they succeed`,
         )
       }
-      own = await decide(ctx, row, 'decide-commit', { decision: 'commit' })
+      const own = await decide(ctx, row, 'decide-commit', { decision: 'commit' })
       await reached('commit.decided')
+      if (own) return driveOwnCommit(ctx, row)
       row = await findAttempt(ctx, row)
     }
     switch (row.status) {
       case 'committed':
         return { state: 'committed', finished: row.participants.length, of: row.participants.length }
       case 'committing':
-        return own ? driveOwnCommit(ctx, row) : driveCommit(ctx, row)
+        return driveCommit(ctx, row)
       case 'started':
       case 'pending':
         throw new NotPreparedError(
@@ -113,8 +113,8 @@ async function checkVotes(ctx: JobContext, row: DistributedTransaction): Promise
 }
 
 /**
- * True when the decision was taken here, and is durable. One whose answer was lost is not repeated blindly: the row is
- * read again by the caller's next step.
+ * What was moved when the decision was taken here; then it is durable. One whose answer was lost is not repeated blindly: the
+ * row is read again by the caller's next step.
  */
 export async function decide(
   ctx: JobContext,
@@ -122,12 +122,11 @@ export async function decide(
   event: 'decide-commit' | 'decide-abort',
   fields: TransitionFields,
   only: Only = {},
-): Promise<boolean> {
+): Promise<Moved | undefined> {
   try {
-    const moved = await traced('holdfast.decide', { name, attempt }, () =>
+    return await traced('holdfast.decide', { name, attempt }, () =>
       deciding(name, move(ctx, attempt, event, fields, only)),
     )
-    return moved !== undefined
   } catch (error) {
     if (error instanceof NotAllowedError) throw error
     throw new UnknownOutcomeError(

@@ -29,7 +29,7 @@ export type Progress<State> = { state: State; finished: number; of: number }
 /** How long one participant is waited for; then it is left to recovery, and the others are not held up. */
 const patienceMs = 10_000
 
-type Attempt = Pick<DistributedTransaction, 'attempt' | 'name' | 'participants' | 'abortCause'>
+type Attempt = Pick<DistributedTransaction, 'attempt' | 'name' | 'participants'>
 type Contradiction = { contradiction: string }
 /** Participants that are not to be touched now, with the reason. */
 type Unavailable = ReadonlyMap<string, string>
@@ -82,7 +82,7 @@ export async function driveOwnCommit(
 
 export async function driveAbort(
   ctx: JobContext,
-  row: Attempt,
+  row: Attempt & Pick<DistributedTransaction, 'abortCause'>,
   leaveOut: Unavailable = none,
 ): Promise<Progress<'rolled_back' | 'rolling_back'>> {
   const finished = await forEachParticipant(

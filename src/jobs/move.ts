@@ -1,4 +1,4 @@
-import { type Moved, quarantine, type TransitionFields, transition } from '../db/attempts.ts'
+import { type Moved, quarantine, type Step, type TransitionFields, transition } from '../db/attempts.ts'
 import type { Status } from '../db/distributed-transactions.ts'
 import type { Json } from '../db/json.ts'
 import type { Tx } from '../db/tx.ts'
@@ -19,9 +19,11 @@ export async function move(
   fields: TransitionFields = {},
   only: Only = {},
 ): Promise<Moved | undefined> {
-  const step = await ctx.databases.primary.transaction((tx) => moveIn(ctx, tx, attempt, event, fields, only))
-  step?.report()
-  return step?.moved
+  const step = stepOf(ctx, attempt, event, only)
+  if (!step) return undefined
+  const [moved] = await ctx.databases.primary.statement((sql) => transition(sql, step, fields))
+  if (moved) ctx.telemetry.moved(step.to, attempt, moved)
+  return moved
 }
 
 /** The same in the caller's transaction; `report` is called once that has committed. */
@@ -31,17 +33,28 @@ export async function moveIn(
   attempt: string,
   event: Event,
   fields: TransitionFields = {},
-  { status: judged, version, owner }: Only = {},
+  only: Only = {},
 ): Promise<{ moved: Moved; report: () => void } | undefined> {
+  const step = stepOf(ctx, attempt, event, only)
+  if (!step) return undefined
+  const [moved] = await transition(tx, step, fields)
+  return moved && { moved, report: () => ctx.telemetry.moved(step.to, attempt, moved) }
+}
+
+/** Undefined where the event cannot happen to what was judged. */
+function stepOf(
+  ctx: JobContext,
+  attempt: string,
+  event: Event,
+  { status: judged, version, owner }: Only,
+): Step | undefined {
   const { from, to } = moveFor(event)
   const allowed = judged === undefined ? from : from.filter((status) => status === judged)
   if (allowed.length === 0) return undefined
   // The last step only says what has happened: whoever finds the row where it was before finds all participants durably at
   // their end, and takes it again.
   const durable = !isEnd(to)
-  const step = { attempt, from: allowed, to, actor: ctx.lease.id, version, owner, durable }
-  const moved = await transition(tx, step, fields)
-  return moved && { moved, report: () => ctx.telemetry.moved(to, attempt, moved) }
+  return { attempt, from: allowed, to, actor: ctx.lease.id, version, owner, durable }
 }
 
 /** Marks an attempt for an operator, and raises the alert. */

@@ -196,16 +196,9 @@ async function runPending(
     const fields = { decision: 'commit', result } as const
     const own = await decide(ctx, pending, 'decide-commit', fields, { owner: ctx.lease.id })
     await reached('commit.decided')
-    const row = await findByAttempt(ctx.databases.primary.sql, attempt)
-    if (row?.decision === null)
-      throw new FencedError(`${name} was taken over by another process, which goes on`)
-    if (row?.decision !== 'commit') {
-      throw new RolledBackError(
-        `${name} was rolled back while its effects ran: ${row?.reason ?? 'no reason recorded'}`,
-      )
-    }
-    const drive = own ? driveOwnCommit : driveCommit
-    const state = row.status === 'committed' ? row.status : (await drive(ctx, row)).state
+    const { state } = own
+      ? await driveOwnCommit(ctx, { ...own, attempt })
+      : await commitOfAnother(ctx, pending)
     committed = state === 'committed'
     return { state, name, attempt, staged, result }
   } finally {
@@ -214,6 +207,19 @@ async function runPending(
     // The last step of a commit has let go of the row already.
     if (!committed) await endAndCompensate(ctx, pending, ran)
   }
+}
+
+/** After a decision that somebody else took first. */
+async function commitOfAnother(ctx: JobContext, { name, attempt }: Pending): Promise<Pick<Result, 'state'>> {
+  const row = await findByAttempt(ctx.databases.primary.sql, attempt)
+  if (row?.decision === null)
+    throw new FencedError(`${name} was taken over by another process, which goes on`)
+  if (row?.decision !== 'commit') {
+    throw new RolledBackError(
+      `${name} was rolled back while its effects ran: ${row?.reason ?? 'no reason recorded'}`,
+    )
+  }
+  return row.status === 'committed' ? { state: row.status } : driveCommit(ctx, row)
 }
 
 async function rollBack(ctx: JobContext, { name, attempt }: Pending, cause: unknown): Promise<void> {

@@ -33,7 +33,7 @@ const step = (to: string) =>
   says(`the write of ${to}`, /^\s*with moved as \(\s*update holdfast\.distributed_transactions/, to)
 
 const row = says('the insert of the row', /insert into holdfast\.distributed_transactions/)
-/** Commit and rollback read the row by its attempt only after they have written it. */
+/** A rollback reads the row by its attempt only after it has written it. */
 const readAgain = says(
   'the reading of the row after the decision',
   /from holdfast\.distributed_transactions where attempt =/,
@@ -54,7 +54,7 @@ const toPending = [...rowKinds, ...withCommit(step('pending'))]
 type Act = 'commit' | 'rollback'
 const ofPrimary: Record<'begin' | Act, Kind[]> = {
   begin: toPending,
-  commit: [...withCommit(step('committing')), readAgain, ...withCommit(step('committed'))],
+  commit: [...withCommit(step('committing')), ...withCommit(step('committed'))],
   rollback: [...withCommit(step('rolling_back')), readAgain, ...withCommit(step('rolled_back'))],
 }
 const ofEach: Record<'begin' | Act, Kind[]> = {
