@@ -32,6 +32,8 @@ export class Connection {
   #dead = false
   readonly #waiting = new Set<(error: Error) => void>()
   readonly #running = new Set<Runnable>()
+  /** the query that the driver is being given at this moment */
+  #handing: Runnable | undefined
   readonly #sql: postgres.Sql
   readonly #reserved: postgres.ReservedSql
   /** Runs a query, and rejects it when the connection ends first. To be called when the query is first awaited. */
@@ -48,7 +50,14 @@ export class Connection {
       }
       this.#running.add(query)
       whenSettled(query, () => this.#running.delete(query))
+      const { reject } = query
+      query.reject = (error) => {
+        if (this.#handing === undefined || this.#handing === query) reject(error)
+        else this.#unsendable(this.#handing, error)
+      }
+      this.#handing = query
       handler(query)
+      this.#handing = undefined
     }
   }
 
@@ -154,6 +163,17 @@ export class Connection {
     await this.#sql.end({ timeout: 0 })
   }
 
+  /**
+   * A query that the driver could not put into messages (an undefined value, JSON with a bigint in it) behind one that waits
+   * for its answer: the driver blames the one that waits, and takes the next answer for that of the query it never sent.
+   */
+  #unsendable(query: Runnable, error: Error): void {
+    this.#handing = undefined
+    query.reject(error)
+    this.#die(connectionClosed(), error)
+    void this.#sql.end({ timeout: 0 })
+  }
+
   /** Nobody can tell which of the statements on their way it was. */
   #unreplicated(): void {
     this.#die(
@@ -165,9 +185,10 @@ export class Connection {
     void this.#sql.end({ timeout: 0 })
   }
 
-  #die(error = connectionClosed()): void {
+  /** `toWaiting`: what those are told who have the connection for themselves. */
+  #die(error = connectionClosed(), toWaiting = error): void {
     this.#dead = true
-    for (const lose of this.#waiting) lose(error)
+    for (const lose of this.#waiting) lose(toWaiting)
     for (const query of this.#running) query.reject(error)
   }
 }

@@ -1,4 +1,3 @@
-import type postgres from 'postgres'
 import { createClient } from './client.ts'
 import { ConnectionPool, type PageHandler } from './connection.ts'
 import { NoConnectionsError, UnknownParticipantError } from './errors.ts'
@@ -10,9 +9,9 @@ import type { Sql, Tx } from './tx.ts'
 export type { Sql } from './tx.ts'
 
 /**
- * A database that takes part: `sql` for single statements, `transaction` for several, `staging` for connections that
- * prepare and finish. postgres.js's own `begin` is not used anywhere: like a reserved connection it goes on writing
- * to a lost one, which ends the process.
+ * A database that takes part: `sql` for single statements, `statement` for those that are steps of an attempt,
+ * `transaction` for several, `staging` for connections that prepare and finish. postgres.js's own `begin` is not used
+ * anywhere: like a reserved connection it goes on writing to a lost one, which ends the process.
  */
 export class Participant {
   readonly name: string
@@ -65,23 +64,17 @@ export class Participant {
   }
 
   /**
-   * As `transaction`, for work that is one statement: BEGIN, statement and COMMIT leave in one flush. A statement that
-   * commits by itself would not do where it has to be durable: the driver settles it before the server's commit is known.
+   * As `transaction`, for work that is one statement: it commits by itself, which saves a trip. The answer comes with the
+   * server's ReadyForQuery, after the commit and after any notice that a standby was not waited for.
    */
-  async statement<R extends object[]>(query: (sql: Sql) => postgres.PendingQuery<R>): Promise<R> {
+  async statement<R extends object[]>(query: (sql: Sql) => PromiseLike<R>): Promise<R> {
     const connection = await this.#transactions.acquire()
     const tx = connection.tx()
-    let clean = false
     try {
-      // Each is sent one microtask after it was run, so in this order.
-      const sent = [connection.send(beginText), query(tx).execute(), connection.send('COMMIT')] as const
-      const [begun, answer, ended] = await connection.whileAlive(Promise.allSettled(sent))
-      clean = ended.status === 'fulfilled'
-      for (const part of [begun, answer, ended]) if (part.status === 'rejected') throw part.reason
-      return (answer as PromiseFulfilledResult<R>).value
+      return await connection.whileAlive(query(tx))
     } finally {
       tx.end()
-      await this.#transactions.release(connection, clean)
+      await this.#transactions.release(connection, true)
     }
   }
 

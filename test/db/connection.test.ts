@@ -54,6 +54,63 @@ describe('a connection that is lost', () => {
   })
 })
 
+describe('a query that the driver cannot send', () => {
+  const alone = new Databases({ primary: primary.url }, { queries: 1 })
+  const { sql } = alone.primary
+  afterAll(() => alone.end())
+  const unsendable: {
+    what: string
+    error: RegExp
+    send: (tx: Tx) => Promise<unknown>
+    known?: (tx: Tx) => Promise<unknown>
+  }[] = [
+    {
+      what: 'an undefined value',
+      error: /Undefined values are not allowed/,
+      send: (tx) => tx`insert into kept values (${undefined as never})`,
+    },
+    {
+      what: 'a row with an undefined value',
+      error: /Undefined values are not allowed/,
+      send: (tx) => tx`insert into kept ${tx({ id: undefined })}`,
+    },
+    {
+      what: 'JSON with a bigint in it',
+      error: /serialize a BigInt/,
+      known: (tx) => tx`select ${tx.json({ value: 1 })}::jsonb`,
+      send: (tx) => tx`select ${tx.json({ value: 1n } as never)}::jsonb`,
+    },
+  ]
+
+  it.each(unsendable)(
+    'because of $what says so at once, also behind one that waits for its answer',
+    async ({ error, known, send }) => {
+      const outcome = alone.primary.transaction(async (tx) => {
+        // Only a statement that the connection knows is made into messages as a whole before it is sent.
+        await known?.(tx)
+        tx`select pg_sleep(60)`.catch(() => undefined)
+        await send(tx)
+      })
+      await expect(outcome).rejects.toThrow(error)
+      await expect(alone.primary.transaction(send)).rejects.toThrow(error)
+      expect(await alone.primary.transaction((tx) => tx`select 1 as one`)).toEqual([{ one: 1 }])
+    },
+  )
+
+  it('gives nobody the answer of another', async () => {
+    await sql`select 1`
+    const [first, unsent, last] = await Promise.allSettled([
+      sql`select 'first' as text, pg_sleep(0.1)`,
+      sql`select ${undefined as never} as text`,
+      sql`select 'last' as text`,
+    ])
+
+    expect(first).toMatchObject({ reason: { code: 'CONNECTION_CLOSED' } })
+    expect(unsent).toMatchObject({ reason: { code: 'UNDEFINED_VALUE' } })
+    expect(last).toMatchObject({ value: [{ text: 'last' }] })
+  })
+})
+
 describe('a plain transaction', () => {
   it('commits what it returns from and rolls back what it throws from', async () => {
     await primary.transaction((tx) => tx`insert into kept values (1)`)

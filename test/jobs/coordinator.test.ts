@@ -220,6 +220,14 @@ describe('bad input', () => {
     )
   })
 
+  it('fails work whose first query has an undefined value with that, and at once', async () => {
+    const work = async (tx: Tx) => tx`insert into orders values (${undefined as never})`
+    await expect(
+      beginDistributed(ctx, 'undefined_1', { primary: insert(60), billing: work }),
+    ).rejects.toThrow('Undefined values are not allowed')
+    expect(await count(60)).toEqual([0, 0, 0])
+  })
+
   it('survives work whose connection is cut, at any moment', async () => {
     const work = async (tx: Tx) => {
       await tx`insert into orders values (56)`
