@@ -1,4 +1,3 @@
-import type postgres from 'postgres'
 import type { Participant } from './databases.ts'
 import { type DistributedTransaction, findByName, type Status } from './distributed-transactions.ts'
 import { NameInUseError, NoSlotsError } from './errors.ts'
@@ -58,7 +57,7 @@ export async function insertStarted(primary: Participant, a: NewAttempt): Promis
 }
 
 /** The row and its audit row, in one statement. */
-function insertRow(sql: Sql, a: NewAttempt): postgres.PendingQuery<postgres.Row[]> {
+function insertRow(sql: Sql, a: NewAttempt): PromiseLike<unknown> {
   const alone = a.participants.length === 1 && a.participants[0] === 'primary'
   return sql`
     with started as (
@@ -119,15 +118,14 @@ export type Step = {
 }
 
 /**
- * Compare-and-set of the status, with its audit row, in one statement. No row when the
- * attempt is in none of `from`: then somebody else moved it and the row has to be read again. Aborting what was once pending
- * makes its compensation due.
+ * Compare-and-set of the status, with its audit row, in one statement. No row when the attempt is in none of `from`: then
+ * somebody else moved it and the row has to be read again. Aborting what was once pending makes its compensation due.
  */
 export function transition(
   sql: Sql,
   { attempt, from, to, actor, version, owner, durable }: Step,
   fields: TransitionFields = {},
-): postgres.PendingQuery<Moved[]> {
+): PromiseLike<Moved[]> {
   const json = (value: Json | undefined) => (value === undefined ? null : sql.json(value))
   const detail = { ...(fields.reason === undefined ? {} : { reason: fields.reason }), ...fields.detail }
   return sql<Moved[]>`

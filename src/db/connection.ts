@@ -159,8 +159,7 @@ export class Connection {
   }
 
   async end(): Promise<void> {
-    this.#die()
-    await this.#sql.end({ timeout: 0 })
+    await this.#giveUp()
   }
 
   /**
@@ -170,19 +169,22 @@ export class Connection {
   #unsendable(query: Runnable, error: Error): void {
     this.#handing = undefined
     query.reject(error)
-    this.#die(connectionClosed(), error)
-    void this.#sql.end({ timeout: 0 })
+    void this.#giveUp(connectionClosed(), error)
   }
 
   /** Nobody can tell which of the statements on their way it was. */
   #unreplicated(): void {
-    this.#die(
+    void this.#giveUp(
       lost(
         'UNREPLICATED',
         'the wait for a synchronous standby was cancelled: what survives a failover is unknown',
       ),
     )
-    void this.#sql.end({ timeout: 0 })
+  }
+
+  async #giveUp(error?: Error, toWaiting?: Error): Promise<void> {
+    this.#die(error, toWaiting)
+    await this.#sql.end({ timeout: 0 })
   }
 
   /** `toWaiting`: what those are told who have the connection for themselves. */

@@ -67,7 +67,7 @@ export class Participant {
    * As `transaction`, for work that is one statement: it commits by itself, which saves a trip. The answer comes with the
    * server's ReadyForQuery, after the commit and after any notice that a standby was not waited for.
    */
-  async statement<R extends object[]>(query: (sql: Sql) => PromiseLike<R>): Promise<R> {
+  async statement<T>(query: (sql: Sql) => PromiseLike<T>): Promise<T> {
     const connection = await this.#transactions.acquire()
     const tx = connection.tx()
     try {
