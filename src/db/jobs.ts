@@ -201,13 +201,17 @@ const quietly = `set_config('synchronous_commit', 'off', true) is not null`
  * Makes `owner` the one who runs a job: one that is due, or whose run has died. Undefined: it is neither, or another was
  * faster. Within one process the caller sees to it that a job runs once.
  */
-export async function claimJob(sql: Sql, id: string, owner: string): Promise<ClaimedJob | undefined> {
+export async function claimJob(
+  sql: Sql,
+  { id, name }: Pick<Job, 'id' | 'name'>,
+  owner: string,
+): Promise<ClaimedJob | undefined> {
   const [row] = await sql<ClaimedJob[]>`
     update holdfast.jobs j set
       status = case when j.status = 'queued' then 'running' else j.status end,
       owner = ${owner}, run = j.run + 1, started_at = coalesce(j.started_at, clock_timestamp()),
       deferrals = j.deferrals + case when old.was = 'running' then 1 else 0 end
-    from (select status as was from holdfast.jobs where id = ${id} for no key update) old
+    from (select status as was from holdfast.jobs where id = ${id} and name = ${name} for no key update) old
     where j.id = ${id} and ${sql.unsafe(quietly)} and (
       (j.status = 'queued' and j.run_at <= clock_timestamp())
       or (j.status in ('running', 'cancelling') and (j.owner = ${owner} or ${sql.unsafe(ownerIsDead)})))

@@ -10,6 +10,7 @@ import {
   failJob,
   findJob,
   isResumed,
+  type Job,
   type Run,
   readRun,
   settleCancelled,
@@ -88,20 +89,22 @@ export function registerJob(ctx: JobContext, definition: JobDefinition): void {
 }
 
 /** `signal` aborts when the queue has lost the job or the worker stops: what the effects then throw charges no attempt. */
-export async function runJob(runner: JobRunner, jobId: string, signal: AbortSignal): Promise<JobOutcome> {
+export async function runJob(
+  runner: JobRunner,
+  { id, name }: Pick<Job, 'id' | 'name'>,
+  signal: AbortSignal,
+): Promise<JobOutcome> {
   const { ctx, definitions, running } = runner
-  const { sql } = ctx.databases.primary
-  const known = await findJob(sql, jobId)
-  const definition = known && definitions.get(known.name)
+  const definition = definitions.get(name)
   if (!definition) return 'not-ours'
-  if (!running.hasRoom(definition)) return 'not-ours'
-  const revoked = running.enter(jobId, definition.name)
+  // Before anything is awaited: of those that wait for the same room, the queue gives the first one first.
+  const revoked = running.hasRoom(definition) ? running.enter(id, name) : undefined
   if (!revoked) return 'not-ours'
   try {
     await ctx.lease.hold()
-    const job = await claimJob(sql, jobId, ctx.lease.id)
+    const job = await claimJob(ctx.databases.primary.sql, { id, name }, ctx.lease.id)
     if (!job) return 'not-ours'
-    running.claimed(jobId, job.run)
+    running.claimed(id, job.run)
     await reached('job.claimed')
     registerJob(ctx, definition)
     if (!job.abandoned) ctx.telemetry.jobs.waited(job.name, job.dueSeconds)
@@ -114,7 +117,7 @@ export async function runJob(runner: JobRunner, jobId: string, signal: AbortSign
     await reached('job.ended')
     return outcome
   } finally {
-    running.leave(jobId)
+    running.leave(id)
   }
 }
 

@@ -41,7 +41,7 @@ export class JobService {
     const grace = this.#grace(lockLost)
     const runner = { ctx: this.#ctx, definitions: this.#ctx.config.jobs, running: this.#running }
     try {
-      await runJob(runner, jobId, grace.signal)
+      await runJob(runner, { id: jobId, name: job }, grace.signal)
     } finally {
       grace.end()
     }

@@ -15,6 +15,7 @@ import { cancelJob, retryJob, waitForJob } from '../../src/jobs/job-control.ts'
 import { defineJob, type JobDefinition } from '../../src/jobs/job-definition.ts'
 import { recover } from '../../src/jobs/recovery.ts'
 import { RetryLater } from '../../src/jobs/retry.ts'
+import { runJob } from '../../src/jobs/run-job.ts'
 import { type JobProcess, newJobProcesses } from '../support/jobs.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 
@@ -50,8 +51,7 @@ async function diesInEffects(process: JobProcess, definition: JobDefinition, job
     },
   }
   const definitions = new Map([[definition.name, hanging]])
-  const { runJob } = await import('../../src/jobs/run-job.ts')
-  void runJob({ ...process.runner, definitions }, jobId, signal)
+  void runJob({ ...process.runner, definitions }, { id: jobId, name: definition.name }, signal)
   await entered.promise
   await process.expireLease()
 }
@@ -715,6 +715,24 @@ describe('a job is stopped', () => {
     held.resolve()
     expect(await run).toBe('completed')
     expect(await one.run(second)).toBe('completed')
+  })
+
+  it('by its concurrency: the first that is delivered has the room, whatever the server answers first', async () => {
+    const place = defineJob({ name: 'place', concurrency: 1, stage: order })
+    const [one] = await newJobProcesses([place])
+    const [first, second] = [await one.enqueue('place'), await one.enqueue('place')]
+    const runs = [first, second].map((id) => runJob(one.runner, { id, name: 'place' }, signal))
+    // Nothing has been asked of the server yet.
+    expect(one.runner.running.ids).toEqual([first])
+    expect(await Promise.all(runs)).toEqual(['completed', 'not-ours'])
+  })
+
+  it('is not run by a name that is not its own', async () => {
+    const jobs = ['place', 'send'].map((name) => defineJob({ name, stage: order }))
+    const [one] = await newJobProcesses(jobs)
+    const id = await one.enqueue('place')
+    expect(await runJob(one.runner, { id, name: 'send' }, signal)).toBe('not-ours')
+    expect([await one.job(id), await one.orders()]).toMatchObject([{ status: 'queued' }, [0]])
   })
 })
 

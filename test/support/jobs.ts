@@ -26,8 +26,8 @@ export class JobProcess {
     return (await enqueueJob(this.ctx, definition, input, options)).jobId
   }
 
-  run(jobId: string, signal: AbortSignal = never): Promise<JobOutcome> {
-    return runJob(this.runner, jobId, signal)
+  async run(jobId: string, signal: AbortSignal = never): Promise<JobOutcome> {
+    return runJob(this.runner, await this.job(jobId), signal)
   }
 
   /** The pause before the next attempt is over. */

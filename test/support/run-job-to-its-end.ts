@@ -14,7 +14,7 @@ export async function runJobToItsEnd(
   const { sql } = ctx.databases.primary
   const runner = { ctx, definitions: new Map([[definition.name, definition]]), running: new RunningJobs() }
   for (let round = 0; round < 20; round++) {
-    await runJob(runner, jobId, new AbortController().signal)
+    await runJob(runner, { id: jobId, name: definition.name }, new AbortController().signal)
     const job = await findJob(sql, jobId)
     if (job && ['completed', 'failed', 'cancelled'].includes(job.status)) return
     await sql`update holdfast.jobs set run_at = clock_timestamp() where status = 'queued'`
