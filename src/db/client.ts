@@ -1,6 +1,6 @@
 import postgres from 'postgres'
 import { arrayTypes, registerArrayTypes } from './array-types.ts'
-import { readDatabaseUrl } from './connection-url.ts'
+import { addressesOf, readDatabaseUrl } from './connection-url.ts'
 
 /** At most a second: the driver's own twenty would hide that a server is back, and from whoever waits why it was away. */
 function secondsToWait(retries: number): number {
@@ -15,6 +15,8 @@ export function createClient(
   const { url: rest, ...tls } = readDatabaseUrl(url)
   const sql = postgres(rest, {
     ...tls,
+    // Lists, which the driver takes and its types do not name.
+    ...(addressesOf(rest) as object),
     connect_timeout: 10,
     backoff: secondsToWait,
     onnotice: () => undefined,

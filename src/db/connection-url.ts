@@ -46,13 +46,34 @@ export function readDatabaseUrl(given: string): DatabaseUrl {
 
 /** The hosts that a URL names; several are tried in turn. Throws where it is no URL. */
 export function hostsOf(url: string): string[] {
+  return authoritiesOf(url).map(
+    (authority) => withoutPort(authority).replaceAll(/^\[|\]$/g, '') || process.env.PGHOST || 'localhost',
+  )
+}
+
+/** For postgres.js, which takes an IPv6 address apart at its colons: hosts and ports by themselves, where there is one. */
+export function addressesOf(url: string): { host?: string[]; port?: number[] } {
+  const authorities = authoritiesOf(url)
+  if (!authorities.some((authority) => authority.startsWith('['))) return {}
+  const usual = Number(process.env.PGPORT ?? 5432)
+  const port = authorities.map(
+    (authority) => Number(authority.slice(withoutPort(authority).length + 1)) || usual,
+  )
+  return { host: hostsOf(url), port }
+}
+
+/** `host:port` each */
+function authoritiesOf(url: string): string[] {
   const [, scheme = '', user = '', hosts = '', path = ''] =
     /^([a-z]+:\/\/)([^/?]*@)?([^/?@]*)(.*)$/i.exec(url) ?? []
   const all = hosts.split(',')
   if (!all.every((host) => URL.canParse(`${scheme}${user}${host}${path}`)))
     throw new Error('not a URL; percent-encode what is special in the user, the password and the name')
-  const names = all.map((host) => host.replace(/:\d*$/, '').replaceAll(/^\[|\]$/g, ''))
-  return names.map((name) => name || process.env.PGHOST || 'localhost')
+  return all
+}
+
+function withoutPort(authority: string): string {
+  return authority.replace(/:\d*$/, '')
 }
 
 type Parameters = Partial<Record<string, string>>

@@ -2,6 +2,7 @@ import { generateKeyPairSync } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from 'vitest'
+import { createClient } from '../../src/db/client.ts'
 import { readDatabaseUrl } from '../../src/db/connection-url.ts'
 
 const file = (name: string) => join(inject('folder'), `connection-url-${name}.pem`)
@@ -82,6 +83,22 @@ describe('the URL of a database', () => {
     expect(readDatabaseUrl(`${names}?sslmode=verify-full`)).toEqual({ url: names, ssl: {} })
     expect(() => readDatabaseUrl(`${addresses}?sslmode=verify-full`)).toThrow('several hosts')
     expect(readDatabaseUrl(`${addresses}?sslmode=require`).url).toBe(addresses)
+  })
+
+  it.each([
+    ['postgres://u:p@[::1]/shop', ['::1'], [5432]],
+    ['postgres://u:p@[fd00::5]:5433/shop?application_name=x', ['fd00::5'], [5433]],
+    ['postgres://[::1]:1,b,10.0.0.1:3/shop', ['::1', 'b', '10.0.0.1'], [1, 5432, 3]],
+  ])('connects to an IPv6 address: %s', async (url, host, port) => {
+    const sql = createClient(url)
+    expect(sql.options).toMatchObject({ host, port, database: 'shop' })
+    await sql.end()
+  })
+
+  it('connects to an IPv6 address at the port of the environment, and holds the certificate against it', () => {
+    vi.stubEnv('PGPORT', '7')
+    expect(createClient('postgres://[::1]/shop').options.port).toEqual([7])
+    expect(readDatabaseUrl('postgres://[::1]/shop?sslmode=verify-full').ssl).toEqual({ host: '::1' })
   })
 
   it('negotiates directly for both drivers, or not at all', () => {
