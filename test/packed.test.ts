@@ -24,4 +24,4 @@ it('the README’s first job runs as printed in a new folder with the package th
   const { stdout } = await run(process.execPath, ['first-job.mjs'], inFolder)
   expect(stdout).toContain("status: 'completed'")
   expect(stdout).toContain('rowsExpected: 5000n')
-})
+}, 600_000)

@@ -101,7 +101,7 @@ describe('holdfast job', () => {
   })
 
   it('enqueues, with a delay, a priority, a deduplication id', async () => {
-    const flags = ['--delay-ms', '60000', '--priority', '7', '--deduplication', 'monday']
+    const flags = ['--delay-ms', '3600000', '--priority', '7', '--deduplication', 'monday']
     const first = await json('enqueue', 'charge', '--input', '{"total":9}', ...flags)
     expect(await json('enqueue', 'charge', ...flags)).toEqual(first)
     const { jobId } = first as { jobId: string }

@@ -664,7 +664,7 @@ async function userNamespaceOf(pid: number): Promise<string> {
 }
 
 async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 20_000
+  const deadline = Date.now() + 150_000
   while (!(await condition())) {
     if (Date.now() > deadline) throw new Error('waited too long for a condition')
     await sleep(2)

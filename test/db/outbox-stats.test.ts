@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { Sql } from '../../src/db/databases.ts'
+import type { Limits, Sql } from '../../src/db/databases.ts'
 import { appendEvents } from '../../src/db/outbox.ts'
 import { backlogText } from '../../src/db/outbox-backlog.ts'
 import { listParked, readOutboxStats, readStandings } from '../../src/db/outbox-stats.ts'
@@ -13,8 +13,8 @@ import { HandCursor } from '../support/outbox-cursor.ts'
 
 const event = { type: 'test.counted', subject: 'a' }
 
-async function open() {
-  const ctx = await openContext(await newDatabases())
+async function open(limits?: Partial<Limits>) {
+  const ctx = await openContext(await newDatabases(), limits)
   const { sql } = ctx.databases.primary
   const [row] = await sql<{ shard: number }[]>`select holdfast.outbox_shard('a', ${randomUUID()}) as shard`
   const cursor = await HandCursor.create(sql, 'orders', row!.shard)
@@ -184,7 +184,7 @@ describe('the backlog', () => {
 
 describe('a large outbox', () => {
   it('costs the same: an index range of what is not passed, a bounded look at what is', async () => {
-    const { sql, cursor } = await open()
+    const { sql, cursor } = await open({ answerMs: 600_000 })
     const { shard } = cursor
     // Commits of ten thousand rows each.
     await sql.unsafe(`do $$ begin for i in 1..100 loop

@@ -74,7 +74,8 @@ async function openPair(others: Record<string, 'east' | 'west'>) {
     for (const proxy of Object.values(proxies)) await proxy.close()
   })
   const through = Object.entries(proxies).map(([name, proxy]) => [name, proxy.url] as const)
-  const ctx = await openContext(Object.fromEntries(through))
+  // It renews no lease while the file runs: what a test lets run out stays so, and the other takes over.
+  const ctx = await openContext(Object.fromEntries(through), undefined, { leaseMs: 3_600_000 })
   for (const participant of heir.databases.all)
     await participant.sql`create table orders (id int primary key)`
   await heir.databases.primary.sql`

@@ -95,7 +95,7 @@ describe('expire-idempotency-keys', () => {
       const asked = claimKey(other.databases.primary, id, hashFingerprint(null), { leaseMs: 1, ttlMs: 1 })
       expect(await asked).toMatchObject({ state: 'busy' })
       const [now] = await other.databases.primary.sql<{ at: string }[]>`select clock_timestamp()::text as at`
-      called = idempotent(ctx, id, () => 'anew')
+      called = idempotent(ctx, { ...id, wait: 60_000 }, () => 'anew')
       called.catch(() => undefined)
       // It has asked, and was told that somebody is at the row.
       await expect

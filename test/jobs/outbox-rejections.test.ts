@@ -14,7 +14,7 @@ import {
   keysBesides,
   makeDue,
   parked,
-  putOff,
+  putOffRetries,
   shardOf,
 } from '../support/outbox-relay.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
@@ -26,6 +26,7 @@ const upTo = (n: number) => Array.from({ length: n }, (_, i) => i + 1)
 
 async function open(spec: Partial<SinkSpec> = {}, pageSize = 10) {
   const ctx = await openContext(await newDatabases())
+  await putOffRetries(ctx)
   const receiver = await Receiver.create(ctx)
   const relay = await relayTo(ctx, receiver, spec, pageSize)
   return { ctx, receiver, relay, drain: () => relay.drain(signal) }
@@ -54,7 +55,6 @@ describe('park', () => {
       await append(ctx, null, n + 30)
     }
     expect(await drain()).toMatchObject({ outcome: 'idle', published: 13 })
-    await putOff(ctx)
     await append(ctx, 'a', 5)
     await drain()
     expect(await receiver.numbers('a')).toEqual([1])

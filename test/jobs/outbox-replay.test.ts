@@ -18,6 +18,7 @@ import {
   makeDue,
   numberedEvent,
   parked,
+  putOffRetries,
   shardOf,
 } from '../support/outbox-relay.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
@@ -34,6 +35,7 @@ function relayTo(ctx: JobContext, open: OpenSink, pageSize = 10, sink = 'sink'):
 
 async function open(pageSize = 10) {
   const ctx = await openContext(await newDatabases())
+  await putOffRetries(ctx)
   const receiver = await Receiver.create(ctx)
   const relay = relayTo(ctx, await receiver.open(), pageSize)
   const replay = (from: ReplayFrom) => replayOutbox(ctx.databases.primary, 'sink', from, hand)

@@ -127,7 +127,7 @@ describe('the look-out', () => {
     await append(ctx, 'a', 1)
     watch.wake()
     const waiting = wait(idle, seen)
-    await expect.poll(() => waiting.ended, { timeout: 10_000 }).toBe(true)
+    await expect.poll(() => waiting.ended).toBe(true)
   })
 
   it('does not look for those it has seen', async () => {
@@ -264,10 +264,9 @@ describe('a wake-up', () => {
       await beginDistributed(writer, `order_${n}`, (tx) => appendEvents(tx, numberedEvent(`key${n}`, n)))
       await commitDistributed(writer, `order_${n}`)
       // Sometimes at once, while the relays are busy with the one before.
-      if (n % 3 === 0)
-        await expect.poll(async () => (await receiver.received()).length, { timeout: 20_000 }).toBe(n)
+      if (n % 3 === 0) await expect.poll(async () => (await receiver.received()).length).toBe(n)
     }
-    await expect.poll(async () => (await receiver.received()).length, { timeout: 20_000 }).toBe(20)
+    await expect.poll(async () => (await receiver.received()).length).toBe(20)
     stop.abort()
     await Promise.all(running)
     await unlisten()

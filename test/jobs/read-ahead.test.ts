@@ -84,7 +84,10 @@ describe.each([
       },
     })
     expect(await run()).toBe('completed')
-    expect(reads).toEqual([null, ['10'], ['20'], ['30'], ['40']])
+    // What was read long before its turn is read again, which a slow machine may see.
+    const keys = reads.map((after) => JSON.stringify(after))
+    const inOrder = readAhead === undefined ? keys : [...new Set(keys)]
+    expect(inOrder).toEqual(['null', '["10"]', '["20"]', '["30"]', '["40"]'])
     expect(await sql`select count(*)::int, count(distinct id)::int as ids from target`).toEqual(everyRowOnce)
     expect(await verify()).toMatchObject({ proved: true })
   })

@@ -166,7 +166,7 @@ describe('a run', () => {
   })
 
   it('whose work leaves its transaction idle beyond the limit fails, and does not go on for ever', async () => {
-    const ctx = await openContext(await newDatabases(), { idleTimeoutMs: 500 })
+    const ctx = await openContext(await newDatabases(), { idleTimeoutMs: 2_000 })
     await ctx.databases.primary.sql`create table source as select 1 as id`
     await ctx.databases.primary.sql`alter table source add primary key (id)`
     const idle = defineBatch({

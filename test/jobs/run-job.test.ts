@@ -405,6 +405,8 @@ describe('an attempt that fails', () => {
     const { sql } = one.ctx.databases.primary
     const compensationIsDue = () =>
       sql`update holdfast.distributed_transactions set compensate_after = clock_timestamp()`
+    // Its pause is over when the test says so.
+    await sql`update holdfast.distributed_transactions set compensate_after = compensate_after + interval '1 hour'`
     for (const expected of [1, 2]) {
       await one.due(jobId)
       expect(await one.run(jobId)).toBe('queued')

@@ -54,9 +54,16 @@ export async function makeDue({ databases: { primary } }: JobContext): Promise<v
   await primary.sql`update holdfast.outbox_parked set retry_at = clock_timestamp() where retry_at is not null`
 }
 
-/** What waits for its next try waits for longer than any machine takes for a test. */
-export async function putOff({ databases: { primary } }: JobContext): Promise<void> {
-  await primary.sql`update holdfast.outbox_parked set retry_at = retry_at + interval '1 hour' where retry_at is not null`
+/** From now on what is parked waits for its next try for longer than any machine takes for a test, or until `makeDue`. */
+export async function putOffRetries({ databases: { primary } }: JobContext): Promise<void> {
+  await primary.sql`
+    create function put_off_retry() returns trigger language plpgsql as $$ begin
+      if new.retry_at > clock_timestamp() then new.retry_at := new.retry_at + interval '1 hour'; end if;
+      return new;
+    end $$`
+  await primary.sql`
+    create trigger put_off_retry before insert or update on holdfast.outbox_parked
+    for each row execute function put_off_retry()`
 }
 
 export async function shardOf({ databases: { primary } }: JobContext, key: string): Promise<number> {

@@ -3,9 +3,9 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, inject } from 'vitest'
 import { createDatabase } from '../../src/db/create-database.ts'
-import { freePort } from '../../src/db/embedded/free-port.ts'
 import { processesOf } from '../../src/db/embedded/postgres-processes.ts'
 import { type EmbeddedServer, startEmbedded } from '../../src/db/embedded/server.ts'
+import { freePort } from './free-port.ts'
 
 /** A cluster of its own, which tests stop as a crash would and start again on the same port. */
 class PrivateServer {

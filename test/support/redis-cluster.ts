@@ -2,13 +2,13 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { Redis } from 'ioredis'
 import { vi } from 'vitest'
 import type { Certificate } from './certificate.ts'
+import { freePort } from './free-port.ts'
 
 export type ClusterNode = {
   readonly url: string
@@ -217,16 +217,8 @@ function encrypted(port: number, { cert, key }: Certificate) {
 
 /** Two ports that were free a moment ago; the bus of the cluster need not be at port + 10000. */
 async function freePorts(): Promise<[number, number]> {
-  const servers = [createServer(), createServer()]
-  const ports = servers.map(async (server) => {
-    server.listen(0, '127.0.0.1')
-    await once(server, 'listening')
-    const address = server.address()
-    if (address === null || typeof address === 'string') throw new Error('no port')
-    return address.port
-  })
-  const [port = 0, busPort = 0] = await Promise.all(ports)
-  for (const server of servers) server.close()
-  await Promise.all(servers.map((server) => once(server, 'close')))
+  const port = await freePort()
+  let busPort = await freePort()
+  while (busPort === port) busPort = await freePort()
   return [port, busPort]
 }

@@ -25,6 +25,16 @@ export class Relays {
     return this.#relays
   }
 
+  /** Until nothing is left, as a worker does it: whoever stepped back looks again. */
+  async drainToEnd(signal: AbortSignal): Promise<Drained> {
+    let published = 0
+    for (;;) {
+      const drained = await this.drain(signal)
+      published += drained.published
+      if (drained.outcome !== 'stepped-back') return { ...drained, published }
+    }
+  }
+
   /** Once, until nothing is left. Of the outcomes the least idle one; of the errors the first, when all have ended. */
   async drain(signal: AbortSignal): Promise<Drained> {
     const ended = await Promise.allSettled((await this.all()).map((relay) => relay.drain(signal)))

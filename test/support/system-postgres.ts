@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { type Account, chooseAccount } from '../../src/db/embedded/account.ts'
-import { freePort } from '../../src/db/embedded/free-port.ts'
 import { runBinary } from '../../src/db/embedded/run-binary.ts'
+import { freePort } from './free-port.ts'
 
 /**
  * A private server of the PostgreSQL that the system has, for what the embedded one comes without: pg_dump, pg_restore and

@@ -15,7 +15,7 @@ process.env.LOG_LEVEL = 'silent'
 const rows = 300
 
 /** A worker whose batch stops in the middle until it is told to go on. */
-async function worker(redis: string | undefined) {
+async function worker(redis: string | undefined, timing: { lockMs?: number } = {}) {
   const reached = deferred<void>()
   const goOn = deferred<void>()
   const batch = defineBatch({
@@ -36,7 +36,7 @@ async function worker(redis: string | undefined) {
     ...(redis === undefined ? {} : { redis }),
     batches: [batch],
     migrate: true,
-    timing: { assertEveryMs: 100, lockMs: 1_000 },
+    timing: { assertEveryMs: 100, ...timing },
   })
   onTestFinished(() => hf.close())
   const ctx = await openContext({ primary })
@@ -88,7 +88,7 @@ describe.runIf(redis !== undefined)('a batch whose Redis is flushed in the middl
       client.disconnect()
       await own.stop()
     })
-    const { hf, sql, jobId, reached, goOn } = await worker(own.url)
+    const { hf, sql, jobId, reached, goOn } = await worker(own.url, { lockMs: 1_000 })
     await reached.promise
     await client.flushall()
     // Queued again from the table while the first run still has it.

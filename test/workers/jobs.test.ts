@@ -147,7 +147,7 @@ describe.each(backends)('jobs with their queues on %s', (_name, queues) => {
         signal.throwIfAborted()
       },
     })
-    const { hf, sql } = await open([slow], { ...queues, timing: { drainMs: 4_000 } })
+    const { hf, sql } = await open([slow], { ...queues, timing: { drainMs: 12_000 } })
     await hf.start()
     const { jobId } = await hf.enqueue('slow', null)
     await entered.promise

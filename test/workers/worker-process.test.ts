@@ -174,7 +174,7 @@ describe.each(backends)('holdfast worker with its queues on %s', (_name, queues)
       .poll(async () => (await sql`select distinct range from holdfast.batch_positions`).length, {
         interval: 5,
       })
-      .toBe(3)
+      .toBeGreaterThanOrEqual(3)
     first.child.kill('SIGKILL')
     await first.ended
     expect(await sql`select status from holdfast.batch_jobs`).toEqual([{ status: 'running' }])
@@ -182,8 +182,11 @@ describe.each(backends)('holdfast worker with its queues on %s', (_name, queues)
     await second.says('batch job completed')
     await expectAllOnce(ctx)
     await expect.poll(() => preparedGids(ctx)).toEqual([])
-    const runs = await sql`select outcome from holdfast.batch_runs order by id`
-    expect(runs.map(({ outcome }) => outcome as unknown)).toEqual([null, 'completed'])
+    const runs = await sql<{ outcome: string | null }[]>`select outcome from holdfast.batch_runs order by id`
+    const [killed, ...others] = runs.map(({ outcome }) => outcome)
+    expect([killed, others.at(-1)]).toEqual([null, 'completed'])
+    // A lock that was renewed late ends a run, and the next one goes on.
+    expect(others.slice(0, -1).filter((outcome) => outcome !== 'stopped')).toEqual([])
   })
 
   it('ends at once on a second signal, when a job does not let go', async () => {

@@ -66,9 +66,14 @@ describe.runIf(natsProgram())('nats', () => {
 
   async function stored(name: string): Promise<Stored[]> {
     const { state } = await manager.streams.info(name)
-    const messages = await Promise.all(
-      Array.from({ length: state.messages }, (_, i) => manager.streams.getMessage(name, { seq: i + 1 })),
-    )
+    const messages: Awaited<ReturnType<typeof manager.streams.getMessage>>[] = []
+    for (let first = 1; first <= state.messages; first += 100) {
+      const count = Math.min(100, state.messages - first + 1)
+      const some = Array.from({ length: count }, (_, i) =>
+        manager.streams.getMessage(name, { seq: first + i }),
+      )
+      messages.push(...(await Promise.all(some)))
+    }
     return messages.map((message) => {
       const { data, partitionkey, source } = message!.json<{
         data: { n: number }

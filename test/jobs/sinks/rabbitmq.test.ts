@@ -258,7 +258,7 @@ describe.runIf(rabbitmqProgram())('rabbitmq', () => {
 
   it('is unavailable while the broker is blocked, and goes on when it is not', async () => {
     const name = await declared()
-    const sink = await open(name, { confirmMs: 1_000 })
+    const sink = await open(name, { confirmMs: 5_000 })
     await sink.publish(pageOf([numbered(1)]), signal)
     await server.control('set_vm_memory_high_watermark', 'absolute', '1')
     const { stopped } = await sink.publish(pageOf([numbered(2)]), signal)
@@ -268,7 +268,7 @@ describe.runIf(rabbitmqProgram())('rabbitmq', () => {
     await expect
       .poll(async () => sink.publish(pageOf([numbered(4)]), signal).catch(() => 'unavailable'))
       .toEqual({ rejected: [] })
-    expect((await received(name)).map(({ n }) => n)).toEqual([1, 2, 4])
+    expect(firstOfEach(await received(name)).map(({ n }) => n)).toEqual([1, 2, 4])
   })
 
   it('blames no event when it is closed just as it begins to send', async () => {
