@@ -80,6 +80,8 @@ async function installRoles(participant: Participant): Promise<void> {
 }
 
 async function migrateOne(participant: Participant, coordinator: boolean): Promise<string[]> {
+  const missing = await missingMigrations(participant, coordinator)
+  if (missing.length === 0) return []
   const applied: string[] = []
   await participant.transaction(async (sql) => {
     await sql`select pg_advisory_xact_lock(${lockKey}::bigint)`
@@ -87,7 +89,7 @@ async function migrateOne(participant: Participant, coordinator: boolean): Promi
     await sql`create table if not exists holdfast.schema_migrations (
       version integer primary key, name text not null, applied_at timestamptz not null default clock_timestamp())`
   })
-  for (const migration of migrationsFor(coordinator)) {
+  for (const migration of missing) {
     await participant.transaction(async (sql) => {
       await sql`select pg_advisory_xact_lock(${lockKey}::bigint)`
       const rows = await sql<{ version: number }[]>`select version from holdfast.schema_migrations`
@@ -147,15 +149,19 @@ export async function ensureChecked(participant: Participant, installation: stri
 }
 
 async function checkVersions(participant: Participant): Promise<void> {
-  const expected = migrationsFor(participant.name === 'primary')
-  const rows = await appliedVersions(participant)
-  checkNotNewer(participant.name, rows)
-  const missing = expected.filter((m) => !rows.some((row) => row.version === m.version))
+  const coordinator = participant.name === 'primary'
+  const missing = await missingMigrations(participant, coordinator)
   if (missing.length > 0) {
     throw new SchemaOutdatedError(
-      `database ${participant.name} lacks ${missing.length} of ${expected.length} migrations (first: ${missing[0]?.name}); run \`holdfast migrate\`, or pass migrate: true`,
+      `database ${participant.name} lacks ${missing.length} of ${migrationsFor(coordinator).length} migrations (first: ${missing[0]?.name}); run \`holdfast migrate\`, or pass migrate: true`,
     )
   }
+}
+
+async function missingMigrations(participant: Participant, coordinator: boolean): Promise<Migration[]> {
+  const rows = await appliedVersions(participant)
+  checkNotNewer(participant.name, rows)
+  return migrationsFor(coordinator).filter(({ version }) => !rows.some((row) => row.version === version))
 }
 
 async function readOwnerRole(participant: Participant, installation: string): Promise<string | null> {

@@ -1,22 +1,45 @@
 import { randomBytes } from 'node:crypto'
 import { pino } from 'pino'
 import { afterAll, inject, onTestFinished } from 'vitest'
-import { createDatabase } from '../../src/db/create-database.ts'
+import { createClient } from '../../src/db/client.ts'
 import { Databases, type Limits } from '../../src/db/databases.ts'
 import { checkSchema, migrate } from '../../src/db/migrate.ts'
 import { createJobContext, type JobContext, type JobContextOptions } from '../../src/jobs/context.ts'
+import { databaseOf } from './templates.ts'
 
 export type Cluster = 'east' | 'west'
 
-/** A new empty database in one of the run's clusters. */
-export async function newDatabase(cluster: Cluster = 'east'): Promise<string> {
-  return createDatabase(inject('postgres')[cluster], `test_${randomBytes(6).toString('hex')}`)
+type Client = ReturnType<typeof createClient>
+
+/** One connection to each cluster while a file runs: to connect takes longer than to copy a database. */
+const clusters = new Map<Cluster, Client>()
+afterAll(async () => {
+  for (const sql of clusters.values()) await sql.end()
+})
+
+async function copyOf(template: string, cluster: Cluster): Promise<string> {
+  const url = new URL(inject('postgres')[cluster])
+  const sql = clusters.get(cluster) ?? createClient(url.href, { max: 1 })
+  clusters.set(cluster, sql)
+  const name = `test_${randomBytes(6).toString('hex')}`
+  await sql`create database ${sql(name)} template ${sql(template)}`
+  url.pathname = `/${name}`
+  return url.href
 }
 
-/** URLs for `primary` and the further participants, each a new database; `billing: 'west'` puts one elsewhere. */
+/** A new empty database in one of the run's clusters. */
+export function newDatabase(cluster: Cluster = 'east'): Promise<string> {
+  return copyOf('template1', cluster)
+}
+
+/**
+ * URLs for `primary` and the further participants, each a new database that only has to be told its installation by
+ * `migrate`; `billing: 'west'` puts one elsewhere.
+ */
 export async function newDatabases(others: Record<string, Cluster> = {}): Promise<Record<string, string>> {
-  const urls: Record<string, string> = { primary: await newDatabase() }
-  for (const [name, cluster] of Object.entries(others)) urls[name] = await newDatabase(cluster)
+  const urls: Record<string, string> = { primary: await copyOf(databaseOf('primary'), 'east') }
+  for (const [name, cluster] of Object.entries(others))
+    urls[name] = await copyOf(databaseOf('participant'), cluster)
   return urls
 }
 

@@ -5,6 +5,7 @@ import type { TestProject } from 'vitest/node'
 import { startEmbedded } from '../../src/db/embedded/server.ts'
 import { compileProcesses } from './compiled.ts'
 import { startRedis } from './redis-server.ts'
+import { createTemplates } from './templates.ts'
 
 declare module 'vitest' {
   interface ProvidedContext {
@@ -33,6 +34,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
     startEmbedded({ dir: join(dir, 'west'), settings }),
     startRedis(),
   ])
+  await Promise.all([createTemplates(east.url), createTemplates(west.url)])
   if (!redis) {
     const text =
       'no redis-server on the PATH: the tests on Redis are left out (Debian: apt-get install redis-server)'
