@@ -168,8 +168,8 @@ function adviseEnded({ name, prepared }: Situation, row: NonNullable<Situation['
   if (row.compensation === 'failed')
     return {
       kind: 'compensate',
-      why: `${row.quarantine ?? 'its compensation was given up'}; remove the cause, then let it be tried again`,
-      commands: [recover],
+      why: `${row.quarantine ?? 'its compensation was given up'}; remove the cause and let it be tried again, or undo it by hand and say so`,
+      commands: [recover, `holdfast tx recover ${name} --compensated --reason '…'`],
     }
   if (row.quarantine !== null)
     return {

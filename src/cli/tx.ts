@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander'
 import { findByName } from '../db/distributed-transactions.ts'
 import { InvalidConfigError } from '../db/errors.ts'
-import { confirmByHand, finishByHand, recoverByHand } from '../jobs/by-hand.ts'
+import { compensatedByHand, confirmByHand, finishByHand, recoverByHand } from '../jobs/by-hand.ts'
 import { inspect, listOpen, type ShownStatus, shownStatus } from '../jobs/inspect.ts'
 import { recover } from '../jobs/recovery.ts'
 import { atLeastOne, command, operatingSystemUser, type Shared } from './command.ts'
@@ -86,13 +86,17 @@ function finishCommand(verb: 'commit' | 'rollback'): Command {
     })
 }
 
-type Recover = Shared & { confirmTimeline?: string; reason?: string; who: string }
+type Recover = Shared & { confirmTimeline?: string; compensated?: boolean; reason?: string; who: string }
 
 function recoverCommand(): Command {
   return command('recover', 'one deep recovery round; with a name, after its quarantine is released')
     .argument('[name]')
     .option('--reason <text>', 'why; needed with a name, goes into the audit')
     .option('--who <name>', 'who; goes into the audit beside the database login', operatingSystemUser())
+    .option(
+      '--compensated',
+      'what its compensation was to undo, and was given up, is undone by hand: it is not tried again',
+    )
     .option(
       '--confirm-timeline <participant>',
       'its server was promoted or restored, and may be recovered on',
@@ -101,10 +105,13 @@ function recoverCommand(): Command {
       const { reason = '', who, confirmTimeline: participant } = options
       if (name !== undefined && reason.trim() === '')
         throw new InvalidConfigError(['releasing a quarantine needs --reason'])
+      if (name === undefined && options.compensated === true)
+        throw new InvalidConfigError(['--compensated needs the name of a transaction'])
       await withContext(options, async ({ ctx, signal }) => {
         const by = reason === '' ? who : `${who}: ${reason}`
         const confirmed = participant === undefined ? null : await confirmByHand(ctx, participant, by)
-        const released = name === undefined ? null : await recoverByHand(ctx, name, who, reason)
+        const takeOff = options.compensated === true ? compensatedByHand : recoverByHand
+        const released = name === undefined ? null : await takeOff(ctx, name, who, reason)
         const report = await recover(ctx, { signal, deep: true })
         const row = name === undefined ? undefined : await findByName(ctx.databases.primary.sql, name)
         const transaction = row
@@ -112,11 +119,7 @@ function recoverCommand(): Command {
           : null
         const text = [
           confirmed && `${participant ?? ''}: timeline ${confirmed.timeline} confirmed`,
-          released === null
-            ? null
-            : released
-              ? `${name}: quarantine released`
-              : `${name}: was not quarantined`,
+          released === null ? null : `${name}: ${saidOf(released, options.compensated === true)}`,
           `recovered: ${report.committed} committed, ${report.rolledBack} rolled back, ${report.left} left, ${report.failed} failed`,
           transaction && `${transaction.name}: ${transaction.status}`,
           transaction?.quarantine,
@@ -128,4 +131,9 @@ function recoverCommand(): Command {
         if (report.failed > 0 || (row && row.quarantine !== null)) process.exitCode = 1
       })
     })
+}
+
+function saidOf(released: boolean, compensated: boolean): string {
+  if (compensated) return released ? 'recorded as compensated' : 'has no compensation that was given up'
+  return released ? 'quarantine released' : 'was not quarantined'
 }

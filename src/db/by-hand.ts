@@ -23,6 +23,17 @@ export async function releaseQuarantine(
   return row?.released ?? false
 }
 
+/** False: its compensation was not given up. */
+export async function recordCompensated(
+  sql: Sql,
+  attempt: string,
+  { who, why }: Pick<Hand, 'who' | 'why'>,
+): Promise<boolean> {
+  const [row] = await sql<{ recorded: boolean }[]>`
+    select holdfast.compensated_by_hand(${attempt}, ${who}, ${why}) as recorded`
+  return row?.recorded ?? false
+}
+
 /** Before a gid without a row is finished. */
 export async function recordByHand(
   sql: Sql,

@@ -1,4 +1,4 @@
-import { decideByHand, recordByHand, releaseQuarantine } from '../db/by-hand.ts'
+import { decideByHand, recordByHand, recordCompensated, releaseQuarantine } from '../db/by-hand.ts'
 import { type DistributedTransaction, findByAttempt, findByName } from '../db/distributed-transactions.ts'
 import {
   CommittedError,
@@ -263,11 +263,19 @@ export async function recoverByHand(
   who: string,
   why: string,
 ): Promise<boolean> {
-  checkTransactionName(name)
-  checkReason(why)
-  const row = await findByName(ctx.databases.primary.sql, name)
-  if (!row) throw new UnknownTransactionError(`no transaction named ${name} is recorded`)
-  return allowed(name, () => releaseQuarantine(ctx.databases.primary.sql, row.attempt, { who, why }))
+  const attempt = await attemptOf(ctx, name, why)
+  return allowed(name, () => releaseQuarantine(ctx.databases.primary.sql, attempt, { who, why }))
+}
+
+/** Records that somebody undid what a compensation that was given up was to undo. False: none was. */
+export async function compensatedByHand(
+  ctx: JobContext,
+  name: string,
+  who: string,
+  why: string,
+): Promise<boolean> {
+  const attempt = await attemptOf(ctx, name, why)
+  return allowed(name, () => recordCompensated(ctx.databases.primary.sql, attempt, { who, why }))
 }
 
 /** After a promotion or a restore: recovery may go on with the server as it is now. */
@@ -280,6 +288,15 @@ export async function confirmByHand(
   if (await isInRecovery(participant.sql))
     throw new InvalidConfigError([`${participantName} is a standby; confirm it once it is promoted`])
   return allowed(participantName, () => confirmTimeline(ctx.databases.primary.sql, participant, who))
+}
+
+/** Of the newest attempt, once the reason is checked. */
+async function attemptOf(ctx: JobContext, name: string, why: string): Promise<string> {
+  checkTransactionName(name)
+  checkReason(why)
+  const row = await findByName(ctx.databases.primary.sql, name)
+  if (!row) throw new UnknownTransactionError(`no transaction named ${name} is recorded`)
+  return row.attempt
 }
 
 function checkReason(why: string): void {

@@ -48,7 +48,7 @@ export function compensationOutstanding(
 ): CompensationOutstandingError {
   const givenUp = left.compensation === 'failed'
   return new CompensationOutstandingError(
-    `${name} is not staged again: what attempt ${left.attempt} did outside is not undone${givenUp ? ', and its compensation failed for good; undo it by hand, then retry the job' : ' yet'}`,
+    `${name} is not staged again: what attempt ${left.attempt} did outside is not undone${givenUp ? `, and its compensation failed for good; \`holdfast tx show ${name}\` says what to do, then retry the job` : ' yet'}`,
     { givenUp },
   )
 }

@@ -229,6 +229,24 @@ describe('holdfast tx', () => {
     await primary.sql`delete from holdfast.distributed_transactions where name = 'heuristic'`
   })
 
+  it('takes down that a compensation was done by hand', async () => {
+    await begin('refunded')
+    await holdfast('tx', 'rollback', 'refunded', '--reason', 'x')
+    const given = ['tx', 'recover', 'refunded', '--compensated', '--reason', 'refunded by phone']
+    expect((await holdfast(...given)).stderr).toContain('refunded: has no compensation that was given up')
+    await primary.sql`
+      update holdfast.distributed_transactions set compensation = 'failed', quarantine = 'given up' where name = 'refunded'`
+    expect((await json('tx', 'show', 'refunded')).advice).toMatchObject({
+      kind: 'compensate',
+      commands: [expect.stringContaining('recover refunded'), expect.stringContaining('--compensated')],
+    })
+    expect((await holdfast(...given)).stderr).toContain('refunded: recorded as compensated')
+    expect(await statusOf('refunded')).toEqual({ status: 'rolled_back', quarantine: null })
+    expect(await json('tx', 'show', 'refunded')).toMatchObject({ advice: { kind: 'nothing' } })
+    const nameless = await holdfast('tx', 'recover', '--compensated', '--reason', 'x')
+    expect(nameless).toMatchObject({ code: 2, stderr: expect.stringContaining('needs the name') as string })
+  })
+
   it('waits with a restored server until its timeline is confirmed', async () => {
     const { attempt } = await begin('restored')
     await move(ctx, attempt, 'decide-commit', { decision: 'commit' })

@@ -17,7 +17,7 @@ import { formatGid, newAttempt, newOwnerId } from '../../src/db/transaction-name
 import type { Tx } from '../../src/db/tx.ts'
 import { defineBatch } from '../../src/jobs/batch-definition.ts'
 import { beginDistributed } from '../../src/jobs/begin.ts'
-import { finishByHand, recoverByHand } from '../../src/jobs/by-hand.ts'
+import { compensatedByHand, finishByHand, recoverByHand } from '../../src/jobs/by-hand.ts'
 import { cleanStaleTransactions } from '../../src/jobs/clean-stale-transactions.ts'
 import { createJobContext, type JobContext } from '../../src/jobs/context.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
@@ -36,7 +36,7 @@ import { sinkContext } from '../../src/jobs/sinks/sink-context.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { vote } from '../../src/jobs/vote.ts'
 import { migrateQueues, Queues } from '../../src/workers/queues.ts'
-import { type Cluster, newDatabases } from '../support/database.ts'
+import { type Cluster, newDatabase, newDatabases } from '../support/database.ts'
 import { JobProcess } from '../support/jobs.ts'
 import { preparedGids } from '../support/prepared-gids.ts'
 import { Relays } from '../support/relays.ts'
@@ -298,7 +298,8 @@ describe('installing the roles', () => {
 
   it('needs no superuser: who owns the schema gives the rights, and runs the functions by hand', async () => {
     await newInstallation()
-    const urls = await newDatabases()
+    // Its schema is the deployer's own.
+    const urls = { primary: await newDatabase() }
     const deployer = await createLogin()
     const sql = ownerOf(urls.primary ?? '')
     const [database] = await sql<{ name: string }[]>`select quote_ident(current_database()) as name`
@@ -628,6 +629,8 @@ describe('an application', () => {
       `alter table holdfast.transaction_events disable row level security`,
       `select holdfast.decide_by_hand('${attempt}', 'commit', 'me', 'because', '{}')`,
       `select holdfast.release_quarantine('${attempt}', 'me', 'because')`,
+      `select holdfast.compensated_by_hand('${attempt}', 'me', 'because')`,
+      `insert into holdfast.transaction_events (event, name, attempt, actor) values ('compensated_by_hand', 'x', '${attempt}', 'x')`,
       `select holdfast.record_by_hand('finished_by_hand', 'x', '${attempt}', 'me', 'because', '{}')`,
     ]
     expect(await notDenied(sql, refused)).toEqual([])
@@ -732,6 +735,12 @@ describe('an operator', () => {
     expect(await recoverByHand(operator, 'quarantined', 'olivia', 'ticket 7')).toBe(true)
     expect(await rowOf(app, 'quarantined')).toMatchObject({ quarantine: null })
     await commitDistributed(app, 'quarantined')
+
+    await beginDistributed(app, 'given-up', order(3))
+    await rollbackDistributed(app, 'given-up', 'no')
+    await sql`update holdfast.distributed_transactions set compensation = 'failed' where name = 'given-up'`
+    await expect(compensatedByHand(app, 'given-up', 'me', 'why')).rejects.toThrow(NotAllowedError)
+    expect(await compensatedByHand(operator, 'given-up', 'olivia', 'ticket 8')).toBe(true)
 
     await beginDistributed(app, 'row-lost', order(2))
     await sql`delete from holdfast.distributed_transactions where name = 'row-lost'`
