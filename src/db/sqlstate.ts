@@ -21,6 +21,7 @@ export const SQLSTATE = {
   outOfSlots: '53200',
   notInPrerequisiteState: '55000',
   lockNotAvailable: '55P03',
+  tooManyConnections: '53300',
   queryCanceled: '57014',
   serializationFailure: '40001',
   deadlockDetected: '40P01',
@@ -28,6 +29,8 @@ export const SQLSTATE = {
   crashShutdown: '57P02',
   cannotConnectNow: '57P03',
   idleInTransactionTimeout: '25P03',
+  transactionTimeout: '25P04',
+  idleSessionTimeout: '57P05',
   /** Holdfast's own: a position, a lease or an attempt is no longer the caller's. */
   fenced: 'HF001',
   /** Holdfast's own: the work ended the transaction that it was given. */
@@ -37,11 +40,36 @@ export const SQLSTATE = {
 /** The SQLSTATE of a PostgreSQL error, wherever in the chain of causes it sits; undefined for other errors. */
 export function sqlstateOf(error: unknown): string | undefined {
   for (let e: unknown = error, depth = 0; e instanceof Error && depth < 8; e = e.cause, depth++) {
-    // Every SQLSTATE has a digit in it; Node's EPIPE looks like one without.
-    if ('code' in e && typeof e.code === 'string' && /^(?=.*\d)[0-9A-Z]{5}$/.test(e.code)) return e.code
+    if ('code' in e && typeof e.code === 'string' && /^[0-9A-Z]{5}$/.test(e.code) && isOfPostgres(e, e.code))
+      return e.code
   }
   return undefined
 }
+
+/**
+ * Other libraries' codes look alike: Node's EPIPE and E2BIG, Prisma's P1001 and P2034. Both drivers give the server's
+ * severity; where somebody made an error of the code alone it is of one of the standard's or PostgreSQL's classes, or ours.
+ */
+function isOfPostgres(error: Error, code: string): boolean {
+  return 'severity' in error || classes.has(code.slice(0, 2))
+}
+
+/** PostgreSQL manual, appendix A; HF is Holdfast's own. */
+const classes = new Set(
+  '00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F 40 42 44 53 54 55 57 58 72 F0 HV P0 XX HF'.split(
+    ' ',
+  ),
+)
+
+const lossStates: ReadonlySet<string> = new Set([
+  SQLSTATE.tooManyConnections,
+  SQLSTATE.adminShutdown,
+  SQLSTATE.crashShutdown,
+  SQLSTATE.cannotConnectNow,
+  SQLSTATE.idleSessionTimeout,
+  SQLSTATE.idleInTransactionTimeout,
+  SQLSTATE.transactionTimeout,
+])
 
 /** Of the driver and of Node; UNREPLICATED is ours. */
 const lossCodes = new Set([
@@ -62,19 +90,12 @@ const lossCodes = new Set([
 
 /**
  * True when the server's answer was lost, so the statement may or may not have taken effect: the connection broke,
- * the server was going down (class 08, 57P0x, 25P03), or the wait for a synchronous standby was cancelled.
+ * the server was going down or takes no more connections (class 08, 57P0x, 53300), one of its time-outs ended the session
+ * (25P03, 25P04, 57P05), or the wait for a synchronous standby was cancelled.
  */
 export function isConnectionLoss(error: unknown): boolean {
   const state = sqlstateOf(error)
-  if (state !== undefined) {
-    return (
-      state.startsWith('08') ||
-      state === SQLSTATE.adminShutdown ||
-      state === SQLSTATE.crashShutdown ||
-      state === SQLSTATE.cannotConnectNow ||
-      state === SQLSTATE.idleInTransactionTimeout
-    )
-  }
+  if (state !== undefined) return state.startsWith('08') || lossStates.has(state)
   return error instanceof Error && 'code' in error && lossCodes.has(String(error.code))
 }
 

@@ -6,11 +6,13 @@ import {
   InvalidConfigError,
   InvalidNameError,
   InvalidPayloadError,
-  isForLater,
   NameInUseError,
+  NoConnectionsError,
+  NoSlotsError,
   NotAllowedError,
   NotPreparedError,
   TwoPhaseDisabledError,
+  UnknownOutcomeError,
   UnknownParticipantError,
 } from '../db/errors.ts'
 import { isPassing, sqlstateOf } from '../db/sqlstate.ts'
@@ -32,13 +34,15 @@ export class RetryLater extends Error {
 /**
  * - `later`: the job asked for it.
  * - `elsewhere`: another run has it, or its transaction.
- * - `passing`: not the job's own: contention, no slot, a lost connection. It charges no attempt, so many times in a row.
+ * - `waiting`: it has not begun: no slot or connection was free, or an earlier attempt is not compensated yet. It charges
+ *   nothing, however often.
+ * - `passing`: not the job's own: contention, a lost connection. It charges no attempt, so many times in a row.
  * - `permanent`: it would fail in the same way again.
  * - `failed`: an attempt.
  */
 export type Verdict =
   | { kind: 'later'; ms: number }
-  | { kind: 'elsewhere' | 'passing' | 'permanent' | 'failed' }
+  | { kind: 'elsewhere' | 'waiting' | 'passing' | 'permanent' | 'failed' }
 
 /** Its run ended so often without an end of its own that it is taken for the job's fault. */
 export class DiedTooOften extends Error {
@@ -71,8 +75,9 @@ export function classify(error: unknown): Verdict {
   if (error instanceof UnrecoverableError || (error instanceof Error && error.name === 'UnrecoverableError'))
     return { kind: 'permanent' }
   if (error instanceof FencedError || error instanceof NameInUseError) return { kind: 'elsewhere' }
-  if (isForLater(error)) return { kind: 'passing' }
-  if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'passing' }
+  if (error instanceof NoSlotsError || error instanceof NoConnectionsError) return { kind: 'waiting' }
+  if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'waiting' }
+  if (error instanceof UnknownOutcomeError) return { kind: 'passing' }
   if (!(error instanceof EscapedWorkError) && isPassing(error)) return { kind: 'passing' }
   if (permanentErrors.some((type) => error instanceof type)) return { kind: 'permanent' }
   return { kind: sqlstateOf(error) === undefined ? 'failed' : 'permanent' }
@@ -93,7 +98,7 @@ function backoff(retry: RetryOptions | undefined, failures: number, random = Mat
 
 /** How often in a row a job may end for reasons that are not its own before it counts; a run that died included. */
 export const maxDeferrals = 20
-/** The pause where another run goes on, or a decided commit is not finished everywhere. */
+/** The pause where another run goes on, nothing is free, or a decided commit is not finished everywhere. */
 export const lookAgainMs = 1_000
 
 /**
@@ -111,7 +116,8 @@ export function followUp(
   { deferrals, failed }: { deferrals: number; failed: number },
 ): FollowUp {
   if (verdict.kind === 'later') return { step: 'defer', waitMs: verdict.ms, counts: false }
-  if (verdict.kind === 'elsewhere') return { step: 'defer', waitMs: lookAgainMs, counts: false }
+  if (verdict.kind === 'elsewhere' || verdict.kind === 'waiting')
+    return { step: 'defer', waitMs: lookAgainMs * (0.5 + Math.random()), counts: false }
   if (verdict.kind === 'passing' && deferrals < maxDeferrals)
     return { step: 'defer', waitMs: backoff(retry, deferrals + 1), counts: true }
   const failures = failed + 1

@@ -240,7 +240,10 @@ class JobRun {
     if (now.status === 'cancelling') return this.#cancel()
     const follow = followUp(this.#judge(error), this.#definition.retry, this.#job)
     if (follow.step === 'fail') return this.#fail(error, follow.next)
-    if (!follow.counts) return this.#defer(follow.waitMs, false)
+    if (!follow.counts) {
+      this.#log.debug({ err: error }, 'job deferred')
+      return this.#defer(follow.waitMs, false)
+    }
     const waitMs = this.#handedBack.aborted ? 0 : follow.waitMs
     this.#log.warn({ err: error, waitMs: Math.round(waitMs) }, 'job deferred; this is not its own failure')
     return this.#defer(waitMs, true)

@@ -9,8 +9,26 @@ describe('sqlstateOf', () => {
     expect(sqlstateOf(new Error('outer', { cause: withCode(code) }))).toBe(code)
   })
 
+  it.each(['P1001', 'P2034', 'E2BIG', 'EPIPE'])('takes %s, which is another library’s, for none', (code) => {
+    expect(sqlstateOf(withCode(code))).toBeUndefined()
+  })
+
+  it('takes any that a server gave, with its severity', () => {
+    expect(sqlstateOf(Object.assign(withCode('MY001'), { severity: 'ERROR' }))).toBe('MY001')
+  })
+
   it('takes no code of Node’s for one, which may be five capitals', () => {
     expect(sqlstateOf(withCode('EPIPE'))).toBeUndefined()
     expect(isConnectionLoss(withCode('EPIPE'))).toBe(true)
+  })
+})
+
+describe('a lost connection', () => {
+  it.each(['08006', '53300', '57P01', '57P03', '57P05', '25P03', '25P04'])('is %s', (code) => {
+    expect(isConnectionLoss(withCode(code))).toBe(true)
+  })
+
+  it.each(['53200', '57014', '42P01'])('is not %s', (code) => {
+    expect(isConnectionLoss(withCode(code))).toBe(false)
   })
 })

@@ -4,13 +4,16 @@ import postgres from 'postgres'
 import { describe, expect, it, onTestFinished, vi } from 'vitest'
 import { z } from 'zod'
 import { deferred } from '../../src/db/deferred.ts'
+import { NoConnectionsError, NoSlotsError } from '../../src/db/errors.ts'
 import { listDueJobs } from '../../src/db/jobs.ts'
 import { removeOld } from '../../src/db/retention.ts'
 import { watchSteps } from '../../src/db/steps.ts'
 import type { Tx } from '../../src/db/tx.ts'
 import { beginDistributed } from '../../src/jobs/begin.ts'
+import { compensatedByHand } from '../../src/jobs/by-hand.ts'
 import { compensate, dueCompensations } from '../../src/jobs/compensate.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
+import type { EnqueueOptions } from '../../src/jobs/enqueue-job.ts'
 import { cancelJob, retryJob, waitForJob } from '../../src/jobs/job-control.ts'
 import { defineJob, type JobDefinition } from '../../src/jobs/job-definition.ts'
 import { recover } from '../../src/jobs/recovery.ts'
@@ -419,12 +422,13 @@ describe('an attempt that fails', () => {
     expect([refunds, staged]).toEqual([3, 2])
   })
 
-  it('fails the job where its compensation failed for good', async () => {
+  it('fails the job where its compensation failed for good, until somebody has undone it by hand', async () => {
+    let charged = false
     const place = defineJob({
       name: 'place',
       retry: quick,
       stage: order,
-      effects: () => Promise.reject(new Error('card refused')),
+      effects: () => (charged ? null : Promise.reject(new Error('card refused'))),
       compensate: () => Promise.reject(new Error('refund service down')),
     })
     const [one] = await newJobProcesses([place])
@@ -433,7 +437,40 @@ describe('an attempt that fails', () => {
     await one.ctx.databases.primary.sql`update holdfast.distributed_transactions set compensation = 'failed'`
     await one.due(jobId)
     expect(await one.run(jobId)).toBe('failed')
-    expect((await one.job(jobId)).errors[1]?.message).toMatch(/not undone.*failed for good/)
+    expect((await one.job(jobId)).errors[1]?.message).toMatch(/not undone.*failed for good.*tx show/)
+    // Somebody refunds the card by hand and says so; the service stays as it is.
+    const name = `job:${jobId}`
+    expect(await compensatedByHand(one.ctx, name, 'olivia', 'refunded by phone')).toBe(true)
+    expect(await compensatedByHand(one.ctx, name, 'olivia', 'once more')).toBe(false)
+    charged = true
+    expect(await retryJob(one.ctx, jobId)).toBe('queued')
+    expect(await one.run(jobId)).toBe('completed')
+    expect(await one.transactions(jobId)).toEqual(['rolled_back', 'committed'])
+    expect(
+      await one.ctx.databases.primary.sql`
+      select actor like '%/olivia' as hers, detail from holdfast.transaction_events
+      where name = ${name} and event = 'compensated_by_hand'`,
+    ).toEqual([{ hers: true, detail: { why: 'refunded by phone', was: 'refund service down' } }])
+  })
+
+  it.each([
+    ['slot', () => new NoSlotsError('none is free')],
+    ['connection', () => new NoConnectionsError('none is free')],
+  ])('for want of a %s never fails the job, however often', async (_what, error) => {
+    let times = 0
+    const place = defineJob({
+      name: 'place',
+      retry: { attempts: 1 },
+      stage: () => (++times <= 30 ? Promise.reject(error()) : null),
+    })
+    const [one] = await newJobProcesses([place])
+    const jobId = await one.enqueue('place')
+    for (let round = 0; round < 30; round++) {
+      expect(await one.run(jobId)).toBe('queued')
+      await one.due(jobId)
+    }
+    expect(await one.job(jobId)).toMatchObject({ attempts: 0, errors: [] })
+    expect(await one.run(jobId)).toBe('completed')
   })
 
   it.each<[string, () => unknown, Record<string, unknown>]>([
@@ -727,6 +764,13 @@ describe('a job is stopped', () => {
     // Nothing has been asked of the server yet.
     expect(one.runner.running.ids).toEqual([first])
     expect(await Promise.all(runs)).toEqual(['completed', 'not-ours'])
+  })
+
+  it('is not enqueued with an option that there is none of', async () => {
+    const [one] = await newJobProcesses([defineJob({ name: 'place', stage: order })])
+    const enqueued = one.enqueue('place', null, { dedupe: { id: 'a' } } as EnqueueOptions)
+    await expect(enqueued).rejects.toThrow('no option dedupe; it has tx, delayMs, priority, deduplication')
+    expect(await one.ctx.databases.primary.sql`select from holdfast.jobs`).toHaveLength(0)
   })
 
   it('is not run by a name that is not its own', async () => {
