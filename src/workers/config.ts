@@ -1,18 +1,16 @@
 import { z } from 'zod'
-import { readDatabaseUrl } from '../db/connection-url.ts'
 import { InvalidConfigError } from '../db/errors.ts'
-import { messageOf } from '../db/message-of.ts'
 import type { Retention } from '../db/retention.ts'
-import { checkParticipantName } from '../db/transaction-name.ts'
 import type { AlertSettings } from '../jobs/alerts.ts'
 import type { BatchDefinition } from '../jobs/batch-definition.ts'
 import type { JobDefinition } from '../jobs/job-definition.ts'
-import { defaultQueue, type JobQueue, queueOf, queueProblem } from '../jobs/job-queue.ts'
+import type { JobQueue } from '../jobs/job-queue.ts'
 import type { Operation } from '../jobs/operations.ts'
 import { resolveSchedules, type Schedule, type ScheduleDefinition } from '../jobs/schedule-definition.ts'
 import { missedPolicies } from '../jobs/schedules.ts'
-import { parseUrls, problemsOfUrls, type RedisUrls } from '../jobs/sinks/redis-urls.ts'
+import type { RedisUrls } from '../jobs/sinks/redis-urls.ts'
 import type { Sink } from '../jobs/sinks/sink.ts'
+import { databaseUrls, present, problemsOf, queuesOf, redisUrlsOf } from './config-problems.ts'
 
 /** What `holdfast.config.ts` exports and createHoldfast takes. */
 export type HoldfastConfig = {
@@ -220,71 +218,51 @@ const shape = z.strictObject({
 
 const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']
 
-/** Joins config and environment; throws InvalidConfigError that lists every problem. */
+/** The config, completed, without the keys that have not the shape that they should have; those are `failed`. */
+function parseShape(config: HoldfastConfig): {
+  data: z.output<typeof shape>
+  failed: ReadonlySet<string>
+  problems: string[]
+} {
+  const parsed = shape.safeParse(config)
+  if (parsed.success) return { data: parsed.data, failed: new Set(), problems: [] }
+  const { issues } = parsed.error
+  const problems = issues.map(
+    ({ path, message }) => `config${path.map((part) => `.${String(part)}`).join('')}: ${message}`,
+  )
+  const failed = new Set(
+    issues.flatMap((issue) =>
+      issue.code === 'unrecognized_keys' && issue.path.length === 0 ? issue.keys : [String(issue.path[0])],
+    ),
+  )
+  const rest = shape.safeParse(
+    Object.fromEntries(Object.entries(config ?? {}).filter(([key]) => !failed.has(key))),
+  )
+  if (!rest.success) throw new InvalidConfigError(problems)
+  return { data: rest.data, failed, problems }
+}
+
+/** Joins config and environment; throws InvalidConfigError that lists every problem, each with its place. */
 export function resolveConfig(
   config: HoldfastConfig,
   env: Readonly<Record<string, string | undefined>>,
 ): ResolvedConfig {
-  const parsed = shape.safeParse(config)
-  if (!parsed.success) {
-    throw new InvalidConfigError(
-      parsed.error.issues.map(
-        (issue) => `config${issue.path.map((p) => `.${String(p)}`).join('')}: ${issue.message}`,
-      ),
-    )
-  }
-  const {
-    databases,
-    redis,
-    namespace,
-    jobs,
-    queues,
-    batches,
-    schedules,
-    sinks,
-    routes,
-    operations,
-    alerts,
-    retention,
-    migrate,
-    timing,
-    connections,
-  } = parsed.data
-  const problems: string[] = []
-  const urls = databaseUrls(databases, env, problems)
-  const fromEnvironment = present(env.REDIS_URL)
-  const redisUrls = redis ?? (fromEnvironment === undefined ? undefined : parseUrls(fromEnvironment))
-  if (redisUrls !== undefined)
-    problems.push(...problemsOfUrls(redisUrls).map((problem) => `redis: ${problem}`))
+  const { data, failed, problems } = parseShape(config)
+  const { databases, redis, namespace, jobs, queues, batches, schedules, sinks, routes, operations } = data
+  const { alerts, retention, migrate, timing, connections } = data
+  const isSound = (key: keyof HoldfastConfig) => !failed.has(key)
+  const urls = databaseUrls(databases, env)
+  problems.push(...problemsOf(data, env, urls, isSound))
   const logLevel = present(env.LOG_LEVEL) ?? 'info'
   if (!logLevels.includes(logLevel)) problems.push(`LOG_LEVEL is one of ${logLevels.join(', ')}`)
-  for (const route of routes ?? []) {
-    for (const to of route.to) {
-      if (!(to in sinks))
-        problems.push(`routes: ${route.type} goes to the sink ${to}, which is not configured`)
-    }
-  }
   const definitions = { jobs: byName(jobs), batches: byName(batches) }
-  const resolvedSchedules = resolveSchedules(schedules, definitions, problems)
-  problems.push(...definitionProblems('jobs', jobs, urls), ...queueProblems(queues, jobs))
-  problems.push(
-    ...definitionProblems(
-      'batches',
-      batches.map(({ name, participants = [], source }) => ({
-        name,
-        // A source that is made of the parameters is not there yet.
-        participants: [
-          ...participants,
-          ...(typeof source === 'object' && source.database ? [source.database] : []),
-        ],
-      })),
-      urls,
-    ),
-  )
+  const wrongSchedules: string[] = []
+  const resolvedSchedules = resolveSchedules(schedules, definitions, wrongSchedules)
+  if (isSound('jobs') && isSound('batches')) problems.push(...wrongSchedules)
   if (problems.length > 0) throw new InvalidConfigError(problems)
   return {
     databases: urls,
-    redis: redisUrls,
+    redis: redisUrlsOf(redis, env),
     namespace: namespace ?? present(env.HOLDFAST_NAMESPACE),
     ...definitions,
     queues: allQueues(queues, jobs),
@@ -307,95 +285,9 @@ function byName<D extends { readonly name: string }>(definitions: readonly D[]):
   return new Map(definitions.map((definition) => [definition.name, definition]))
 }
 
-function definitionProblems(
-  what: 'jobs' | 'batches',
-  definitions: readonly { readonly name: string; readonly participants?: readonly string[] }[],
-  urls: Readonly<Record<string, string>>,
-): string[] {
-  return definitions.flatMap(({ name, participants = [] }, i) => [
-    ...(definitions.findIndex((other) => other.name === name) < i ? [`${what}: two are named ${name}`] : []),
-    ...participants
-      .filter((participant) => !(participant in urls))
-      .map(
-        (participant) =>
-          `${what}: ${name} takes part on ${participant}, which \`databases\` does not declare`,
-      ),
-  ])
-}
-
-function queueProblems(
-  queues: Readonly<Record<string, JobQueueLimits>>,
-  jobs: readonly JobDefinition[],
-): string[] {
-  const used = queuesOf(jobs)
-  // What finds no room is given back to the queue, and has used up one of the queue's runs.
-  const wasteful = jobs.filter((job) => job.concurrency !== undefined && queues[queueOf(job)]?.rateLimit)
-  const problems = wasteful.map(
-    (job) =>
-      `jobs: ${job.name} has a concurrency of its own on the queue ${queueOf(job)}, which has a rateLimit; give it a queue of its own, with that concurrency`,
-  )
-  const ofNames = Object.keys(queues).flatMap((name) => {
-    const problem = queueProblem(name)
-    if (problem) return [`queues: a name ${problem}, not ${JSON.stringify(name)}`]
-    return used.has(name) ? [] : [`queues: no job runs from ${name}; name it as the \`queue\` of a job`]
-  })
-  return [...ofNames, ...problems]
-}
-
 function allQueues(
   queues: Readonly<Record<string, JobQueueLimits>>,
   jobs: readonly JobDefinition[],
 ): ReadonlyMap<string, JobQueueLimits> {
   return new Map([...queuesOf(jobs)].map((name) => [name, queues[name] ?? queue.parse({})]))
-}
-
-function queuesOf(jobs: readonly JobDefinition[]): ReadonlySet<string> {
-  return new Set([defaultQueue, ...jobs.map(queueOf)])
-}
-
-function databaseUrls(
-  declared: Readonly<Record<string, string>>,
-  env: Readonly<Record<string, string | undefined>>,
-  problems: string[],
-): Record<string, string> {
-  const urls: Record<string, string> = {
-    primary: declared.primary ?? present(env.DATABASE_URL) ?? 'embedded',
-  }
-  for (const [name, url] of Object.entries(declared)) if (name !== 'primary') urls[name] = url
-  for (const name of Object.keys(urls)) {
-    try {
-      checkParticipantName(name)
-    } catch (error) {
-      problems.push(`databases: ${messageOf(error)}`)
-    }
-  }
-  for (const [variable, value] of Object.entries(env)) {
-    const match = /^HOLDFAST_DATABASE_([A-Z0-9_]+)_URL$/.exec(variable)
-    if (!match || present(value) === undefined) continue
-    const name = Object.keys(urls).find((n) => n.toUpperCase().replaceAll('-', '_') === match[1])
-    if (name === undefined)
-      problems.push(`${variable} names a database that the config does not declare; add it to \`databases\``)
-    else urls[name] = value ?? ''
-  }
-  for (const [name, url] of Object.entries(urls)) {
-    const problem = url === 'embedded' ? undefined : problemOfUrl(url)
-    const from = name === 'primary' && declared.primary === undefined ? 'DATABASE_URL' : `databases.${name}`
-    if (problem !== undefined) problems.push(`${from}: ${problem}`)
-  }
-  return urls
-}
-
-/** None of it repeats the URL, which may hold a password. */
-function problemOfUrl(url: string): string | undefined {
-  if (!/^postgres(ql)?:\/\//.test(url)) return 'a URL starts with postgres:// (or the value is embedded)'
-  try {
-    readDatabaseUrl(url)
-    return undefined
-  } catch (error) {
-    return messageOf(error)
-  }
-}
-
-function present(value: string | undefined): string | undefined {
-  return value === undefined || value === '' ? undefined : value
 }

@@ -63,9 +63,9 @@ describe('resolveConfig', () => {
     const comma = 'redis://:p,w@10.0.0.1:6379'
     expect(resolveConfig({}, { REDIS_URL: comma }).redis).toBe(comma)
     expect(problemsOf({ redis: 'redis://a,b:6379' })).toHaveLength(1)
-    expect(problemsOf({ redis: [] })).toEqual(['redis: the list of cluster nodes is empty'])
+    expect(problemsOf({ redis: [] })).toEqual(['config.redis: the list of cluster nodes is empty'])
     expect(problemsOf({ redis: ['redis://:secret@10.0.0.1', '10.0.0.2:6379'] })).toEqual([
-      'redis: a URL starts with redis:// or rediss://',
+      'config.redis: a URL starts with redis:// or rediss://',
     ])
   })
 
@@ -79,8 +79,8 @@ describe('resolveConfig', () => {
     const { queues } = resolveConfig({ jobs: [mail, importOrders], queues: { jobs: { concurrency: 9 } } }, {})
     expect(Object.fromEntries(queues)).toEqual({ jobs: { concurrency: 9 }, mails: { concurrency: 4 } })
     expect(problemsOf({ jobs: [mail], queues: { mial: {}, batch: {} } })).toEqual([
-      'queues: no job runs from mial; name it as the `queue` of a job',
-      'queues: a name is one of the queues that are built in, not "batch"',
+      'config.queues.mial: no job runs from it; name it as the `queue` of a job',
+      'config.queues: a name is one of the queues that are built in, not "batch"',
     ])
     expect(problemsOf({ queues: { jobs: { concurrency: 0, rateLimit: { max: 1 } as never } } })).toEqual([
       expect.stringContaining('config.queues.jobs.concurrency'),
@@ -89,7 +89,9 @@ describe('resolveConfig', () => {
     const few = defineJob({ name: 'few', concurrency: 1, queue: 'limited', stage: () => null })
     const limited = { rateLimit: { max: 1, durationMs: 1_000 } }
     expect(problemsOf({ jobs: [few], queues: { limited } })).toEqual([
-      expect.stringContaining('few has a concurrency of its own on the queue limited, which has a rateLimit'),
+      expect.stringMatching(
+        /^config.jobs.0.concurrency: few has one of its own on the queue limited, .* rateLimit/,
+      ),
     ])
     expect(() => defineJob({ name: 'mail', queue: 'outbox', stage: () => null })).toThrow(
       'the name of its queue, "outbox", is one of the queues that are built in',
@@ -116,6 +118,40 @@ describe('resolveConfig', () => {
     }
   })
 
+  it('lists what does not fit together beside what has not its shape, where it does not follow from that', () => {
+    const place = defineJob({ name: 'place', participants: ['primary', 'billing'], stage: () => null })
+    const schedules = [{ job: 'nothing', cron: 'x' }]
+    const parts = {
+      jobs: [place, place],
+      queues: { mial: {} },
+      routes: [{ type: '*', to: ['a', 'b'] }],
+      schedules,
+    }
+    const wrong = { ...parts, timing: { leaseMs: -1 }, databasse: {} } as HoldfastConfig
+    const places = (config: HoldfastConfig) => problemsOf(config).map((problem) => problem.split(':')[0])
+    expect(places(wrong)).toEqual([
+      'config.timing.leaseMs',
+      'config',
+      'config.routes.0.to.0',
+      'config.routes.0.to.1',
+      'config.jobs.1',
+      'config.jobs.0.participants',
+      'config.jobs.1.participants',
+      'config.queues.mial',
+      'config.schedules.0.job',
+      'config.schedules.0.cron',
+    ])
+    // Nobody knows what a list of jobs or sinks would have that cannot be read.
+    const unreadable = { ...parts, jobs: [7], sinks: { a: 7 }, databases: { billing: 7 } }
+    expect(places(unreadable as unknown as HoldfastConfig)).toEqual([
+      'config.databases.billing',
+      'config.jobs.0',
+      'config.sinks.a',
+    ])
+    expect(() => resolveConfig(null as never, {})).toThrow(InvalidConfigError)
+    expect(() => resolveConfig('postgres://' as never, {})).toThrow(InvalidConfigError)
+  })
+
   it('knows jobs by their names, and refuses two of one name and databases that are not declared', () => {
     const place = defineJob({ name: 'place', participants: ['primary', 'billing'], stage: () => null })
     const databases = { primary: url, billing: url }
@@ -135,7 +171,7 @@ describe('resolveConfig', () => {
       async process() {},
     })
     expect(() => resolveConfig({ databases: { primary: url }, batches: [move] }, {})).toThrow(
-      /move takes part on archive[^]*move takes part on billing/,
+      /config.batches.0.participants: .* declares no archive[^]*config.batches.0.source: .* declares no billing/,
     )
     const databases = { primary: url, billing: url, archive: url }
     expect(resolveConfig({ databases, batches: [move] }, {}).batches.has('move')).toBe(true)
