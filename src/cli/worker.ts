@@ -15,6 +15,7 @@ export function workerCommand(): Command {
     .option('-c, --config <file>', 'the config file; default holdfast.config.ts or .js here')
     .option('--migrate', 'bring the schema up to date first')
     .option('--queues <names...>', 'work on these queues alone; others are for other workers')
+    .option('--json', 'as it is anyway: the log, on standard error, has a JSON object in each line')
     .option(
       '--large-heap',
       "for jobs that keep much in memory: leaves the garbage collector to Node's defaults",

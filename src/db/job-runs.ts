@@ -7,9 +7,11 @@ export async function appendJobRun(tx: Tx, job: string, result: Json): Promise<v
   await tx`insert into holdfast.job_runs (job, result) values (${job}, ${tx.json(result)})`
 }
 
-/** How long ago a job last succeeded, by the coordinator's clock; undefined: never. */
-export async function sinceLastRun(sql: Sql, job: string): Promise<number | undefined> {
-  const [row] = await sql<{ ms: number | null }[]>`
-    select extract(epoch from clock_timestamp() - max(at))::float8 * 1000 as ms from holdfast.job_runs where job = ${job}`
-  return row?.ms ?? undefined
+/** How long ago a job last succeeded, by the coordinator's clock; where it never did, how old the installation is. */
+export async function sinceLastRun(sql: Sql, job: string): Promise<{ ms: number; never: boolean }> {
+  const [row] = await sql<{ ms: number; never: boolean }[]>`
+    select extract(epoch from clock_timestamp() - coalesce(last, recorded_at))::float8 * 1000 as ms, last is null as never
+    from holdfast.installation, (select max(at) as last from holdfast.job_runs where job = ${job}) runs
+    where coordinator`
+  return row ?? { ms: 0, never: true }
 }

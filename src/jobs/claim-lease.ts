@@ -1,6 +1,7 @@
 import type { Logger } from 'pino'
 import type { Participant } from '../db/databases.ts'
 import { type Claim, renewClaim } from '../db/idempotency-keys.ts'
+import { longestTimerMs } from './pause.ts'
 
 /**
  * Keeps the lease of a claim while its work runs, renewed three times within its duration: work that is shorter than a
@@ -23,10 +24,13 @@ export class ClaimLease {
     this.#leaseMs = leaseMs
     this.#log = log
     this.#heldUntil = claimedFrom + leaseMs
-    this.#timer = setInterval(() => {
-      if (performance.now() >= this.#heldUntil) this.#lose()
-      else void this.#renew()
-    }, leaseMs / 3)
+    this.#timer = setInterval(
+      () => {
+        if (performance.now() >= this.#heldUntil) this.#lose()
+        else void this.#renew()
+      },
+      Math.min(leaseMs / 3, longestTimerMs),
+    )
     // The work keeps the process alive, or nothing does.
     this.#timer.unref()
   }

@@ -18,6 +18,7 @@ import type { JobContext } from './context.ts'
 import { decide } from './coordinator.ts'
 import { driveAbort, driveCommit, driveOwnCommit } from './finish.ts'
 import type { CompensationContext } from './operations.ts'
+import { longestTimerMs } from './pause.ts'
 import type { Work, WorkByParticipant } from './stage-work.ts'
 import { traced } from './tracing.ts'
 
@@ -256,7 +257,10 @@ class Limit {
   readonly #unsubscribe: () => void
 
   constructor(ctx: JobContext, ms: number) {
-    this.#timer = setTimeout(() => this.#controller.abort(new Error('the deadline is near')), Math.max(0, ms))
+    this.#timer = setTimeout(
+      () => this.#controller.abort(new Error('the deadline is near')),
+      Math.min(Math.max(0, ms), longestTimerMs),
+    )
     this.#unsubscribe = ctx.lease.onLost(() => this.#controller.abort(new Error('the lease was lost')))
   }
 

@@ -252,6 +252,7 @@ class Instance implements Holdfast {
   readonly #batches: Batches
   readonly #jobs: Jobs
   #workers: WorkerService | undefined
+  #started: Promise<void> | undefined
   #closed: Promise<void> | undefined
 
   constructor(ctx: Context) {
@@ -331,15 +332,24 @@ class Instance implements Holdfast {
     return new Schedules(this.#ctx)
   }
 
-  async start(options?: WorkOn): Promise<void> {
-    if (this.#workers) return
-    this.#workers = new WorkerService(this.#ctx, options)
+  start(options?: WorkOn): Promise<void> {
+    this.#started ??= this.#start(options)
+    return this.#started
+  }
+
+  async #start(options?: WorkOn): Promise<void> {
+    const workers = new WorkerService(this.#ctx, options)
+    this.#workers = workers
     try {
-      await this.#workers.start()
+      await workers.start()
     } catch (error) {
       // Closed meanwhile: that is what somebody wanted.
-      if (!this.#closed) throw error
-      await this.#closed
+      if (this.#closed) return this.#closed
+      // What had begun does not go on by halves, and the next start begins anew.
+      await workers.stop()
+      this.#workers = undefined
+      this.#started = undefined
+      throw error
     }
   }
 

@@ -95,7 +95,7 @@ export class Queues {
   readonly #trouble: QueueTrouble
   readonly #queues = new Map<string, AnyQueue>()
   readonly #works: Work[] = []
-  #leaving = false
+  #closing = false
   #closed = false
 
   constructor(settings: QueueSettings) {
@@ -213,7 +213,7 @@ export class Queues {
       running.add(processed)
       return processed
     }
-    this.#refuse(this.#leaving)
+    this.#refuse(this.#closing)
     const lent = this.#redis?.forWorker()
     const worker: AnyWorker =
       lent === undefined
@@ -239,11 +239,11 @@ export class Queues {
    * was to hear it learns from the tables.
    */
   async drain(): Promise<void> {
-    this.#leaving = true
     await Promise.all(this.#works.splice(0).map(leave))
   }
 
   async close(): Promise<void> {
+    this.#closing = true
     await this.drain()
     this.#closed = true
     const queues = [...this.#queues.values()]

@@ -162,12 +162,13 @@ export class WorkerService {
   /** Reports exist of schedulers that stop; what counts is the last success that PostgreSQL knows of. */
   async #checkOverdue(): Promise<void> {
     for (const job of hourlyJobs) {
-      const sinceMs = (await sinceLastRun(this.#ctx.databases.primary.sql, job)) ?? 0
-      if (sinceMs < overdueMs) continue
+      const { ms, never } = await sinceLastRun(this.#ctx.databases.primary.sql, job)
+      if (ms < overdueMs) continue
+      const minutes = Math.round(ms / 60_000)
       this.#ctx.alerts.raise({
         kind: 'overdue',
         subject: job,
-        message: `${job} last succeeded ${Math.round(sinceMs / 60_000)} minutes ago, it is due every hour`,
+        message: `${job} ${never ? `has not succeeded in the ${minutes} minutes since the installation` : `last succeeded ${minutes} minutes ago`}, it is due every hour`,
       })
     }
   }

@@ -216,6 +216,21 @@ describe('runDistributed', () => {
     expect(await preparedGids(ctx)).toEqual([])
   })
 
+  it('does not abort the signal of one that has more time than a timer of Node', async () => {
+    const { ctx } = await arrange()
+    const aborted: boolean[] = []
+    const spec = specOf(newLog(), {
+      deadlineMs: 60 * 24 * 60 * 60 * 1000,
+      effects: async ({ signal }) => {
+        // What Node takes for a millisecond has passed after this one.
+        await new Promise((resolve) => setTimeout(resolve, 20))
+        aborted.push(signal.aborted)
+      },
+    })
+    expect(await runDistributed(ctx, 'order_1', spec)).toMatchObject({ state: 'committed' })
+    expect(aborted).toEqual([false])
+  })
+
   it('aborts the signal when the lease is lost', async () => {
     const urls = await newDatabases()
     const ctx = await openContext(urls, undefined, { leaseMs: 300 })

@@ -8,7 +8,7 @@ import postgres from 'postgres'
 import { afterAll, describe, expect, inject, it, onTestFinished } from 'vitest'
 import { freePort } from '../../src/db/embedded/free-port.ts'
 import { startEmbedded } from '../../src/db/embedded/server.ts'
-import { type CompensationContext, createHoldfast, defineBatch, keyset } from '../../src/index.ts'
+import { type CompensationContext, createHoldfast, defineBatch, defineJob, keyset } from '../../src/index.ts'
 import { table } from '../../src/jobs/sinks/table.ts'
 import { newDatabase } from '../support/database.ts'
 import { meeting } from '../support/meeting.ts'
@@ -110,6 +110,23 @@ describe('createHoldfast', () => {
     await expect
       .poll(async () => new Set((await sql`select job from holdfast.job_runs`).map((row) => row.job)))
       .toEqual(new Set(['clean-stale-transactions', 'expire-idempotency-keys']))
+  })
+
+  it('may be started again after a start that failed, at once or half-way', async () => {
+    const primary = await newDatabase()
+    const place = defineJob({ name: 'place', stage: () => null })
+    const hf = await createHoldfast({ databases: { primary }, jobs: [place], migrate: true })
+    onTestFinished(() => hf.close())
+    const sql = postgres(primary, { max: 1, onnotice: () => undefined })
+    onTestFinished(() => sql.end())
+    await expect(hf.start({ queues: ['mial'] })).rejects.toMatchObject({ code: 'HOLDFAST_INVALID_CONFIG' })
+    // What is asserted in the queues is looked at when their workers have begun.
+    await sql`alter table holdfast.batch_jobs rename to hidden`
+    const failing = [hf.start(), hf.start()]
+    expect((await Promise.allSettled(failing)).map(({ status }) => status)).toEqual(['rejected', 'rejected'])
+    await sql`alter table holdfast.hidden rename to batch_jobs`
+    await hf.start()
+    expect(await hf.jobs.wait(await hf.enqueue('place', null))).toMatchObject({ status: 'completed' })
   })
 
   it('does work once for each idempotency key', async () => {

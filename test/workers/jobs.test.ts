@@ -11,6 +11,7 @@ import { enqueueJob } from '../../src/jobs/enqueue-job.ts'
 import { type HoldfastConfig, resolveConfig } from '../../src/workers/config.ts'
 import { createContext } from '../../src/workers/context.ts'
 import { JobService } from '../../src/workers/job-service.ts'
+import { Jobs } from '../../src/workers/jobs.ts'
 import { newDatabase, newDatabases, openContext } from '../support/database.ts'
 import { HoldfastProcess } from '../support/process.ts'
 import { startRedis } from '../support/redis-server.ts'
@@ -157,6 +158,25 @@ describe.each(backends)('jobs with their queues on %s', (_name, queues) => {
     ])
     expect(await sql`select gid from pg_prepared_xacts where database = current_database()`).toEqual([])
   })
+})
+
+it('is enqueued although its queue does not answer, which is not asked again until it has', async () => {
+  const config = resolveConfig(
+    { databases: { primary: await newDatabase() }, jobs: [place], migrate: true },
+    {},
+  )
+  const ctx = await createContext(config, 'worker', pino({ level: 'silent' }))
+  onTestFinished(() => ctx.close())
+  const asked = [deferred<void>(), deferred<void>()]
+  let times = 0
+  const add = () => asked[times++]?.promise
+  const jobs = new Jobs({ ...ctx, queues: { add } as unknown as typeof ctx.queues })
+  for (const n of [1, 2, 3]) await jobs.enqueue('place', { n })
+  expect(times).toBe(1)
+  asked[0]?.resolve()
+  asked[1]?.resolve()
+  await jobs.enqueue('place', { n: 4 })
+  expect([times, await jobs.list()]).toMatchObject([2, Array(4).fill({ status: 'queued' })])
 })
 
 describe('a job that runs', () => {
