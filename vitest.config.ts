@@ -18,6 +18,8 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     globalSetup: ['test/support/servers.ts'],
     sequence: { sequencer: LongestFirst },
+    // Their types are what they test; the compiler runs them, over the whole project.
+    typecheck: { enabled: true, include: ['test/**/*.test-d.ts'] },
     // Two cores: more files at once only make each other slow.
     maxWorkers: 2,
     // A limit against hanging, not a measure: several runs may share the machine.

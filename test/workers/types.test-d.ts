@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest'
+import { expect, expectTypeOf, it } from 'vitest'
 import { z } from 'zod'
 import {
   createHoldfast,
@@ -12,7 +12,7 @@ import {
 } from '../../src/index.ts'
 import type workerConfig from '../support/worker.config.ts'
 
-/** What must not compile. `npm run types` checks each `@ts-expect-error`; nothing here runs. */
+/** What must not compile. Vitest's typecheck mode checks each `@ts-expect-error`; nothing here runs. */
 const backfill = defineBatch({
   name: 'backfill',
   params: z.object({ since: z.string() }),
@@ -65,7 +65,8 @@ const config = defineConfig({
   batches: [backfill],
 })
 
-export async function mistakes(hf: Holdfast<typeof config>): Promise<void> {
+it('an instance knows the names, inputs and results of its config', async () => {
+  const hf: Holdfast<typeof config> = await createHoldfast(config)
   await hf.beginDistributed('a', { primary: async () => 1, billing: async () => 'x' })
   // @ts-expect-error there is no such database
   await hf.beginDistributed('a', { warehouse: async () => 1 })
@@ -106,12 +107,14 @@ export async function mistakes(hf: Holdfast<typeof config>): Promise<void> {
   await createHoldfast({ jobs: [sweep] })
   // @ts-expect-error an event has a type
   await hf.publish({ query: async () => undefined }, { subject: 'x' })
-}
+})
 
-export async function mistakesOfProducers(tx: EventRunner): Promise<void> {
+it('a producer knows them from the type of a config alone', async () => {
+  const tx = {} as EventRunner
   const producer = createProducer<typeof config>({ databases: { primary: 'postgres://x' } })
   const input = { email: 'a', since: '2026-01-01' }
-  const { jobId }: { jobId: string } = await producer.enqueue('provision-user', input, { tx, delayMs: 5 })
+  const { jobId } = await producer.enqueue('provision-user', input, { tx, delayMs: 5 })
+  expectTypeOf(jobId).toEqualTypeOf<string>()
   await producer.enqueue('sweep', { anything: jobId })
   // @ts-expect-error there is no such job
   await producer.enqueue('provision-usr', input)
@@ -131,13 +134,18 @@ export async function mistakesOfProducers(tx: EventRunner): Promise<void> {
   await worker.enqueue('cuont', 1)
   // Without a config any name and input is taken.
   await createProducer().enqueue('anything', 1)
-}
+})
 
-export async function mistakesInSchedules(): Promise<void> {
+it('a schedule is for what the config has', () => {
   const cron = '0 * * * *'
   const jobs = [provision] as const
   const databases = { primary: 'postgres://x', billing: 'postgres://y' }
-  defineConfig({ databases, jobs, schedules: [{ job: provision, input: { email: 'a' }, cron }] })
+  const { schedules } = defineConfig({
+    databases,
+    jobs,
+    schedules: [{ job: provision, input: { email: 'a' }, cron }],
+  })
+  expectTypeOf(schedules[0].job.name).toEqualTypeOf<'provision-user'>()
   defineConfig({ databases, batches: [backfill], schedules: [{ batch: 'backfill', params: {}, cron }] })
   // @ts-expect-error there is no such job
   defineConfig({ databases, jobs, schedules: [{ job: 'provision-usr', cron }] })
@@ -155,10 +163,8 @@ export async function mistakesInSchedules(): Promise<void> {
   defineConfig({ databases, jobs, schedules: [{ job: provision, params: {}, cron }] })
   // @ts-expect-error neither a job nor a batch
   defineConfig({ databases, jobs, schedules: [{ cron }] })
-}
+})
 
-describe('the types', () => {
-  it('keep the names of a literal config', () => {
-    expect(config.batches[0].name satisfies 'backfill').toBe('backfill')
-  })
+it('a literal config keeps its names', () => {
+  expectTypeOf(config.batches[0].name).toEqualTypeOf<'backfill'>()
 })
