@@ -55,7 +55,7 @@ export function hostsOf(url: string): string[] {
 export function addressesOf(url: string): { host?: string[]; port?: number[] } {
   const authorities = authoritiesOf(url)
   if (!authorities.some((authority) => authority.startsWith('['))) return {}
-  const usual = Number(process.env.PGPORT ?? 5432)
+  const usual = Number(process.env.PGPORT) || 5432
   const port = authorities.map(
     (authority) => Number(authority.slice(withoutPort(authority).length + 1)) || usual,
   )

@@ -66,6 +66,8 @@ export function checkPrepared(results: readonly Result[]): void {
 export function explainPrepareFailure(participant: string, cause: unknown): HoldfastError {
   switch (sqlstateOf(cause)) {
     case SQLSTATE.outOfSlots:
+      // The same state is said of memory and of locks, by what runs at the end of a transaction as well.
+      if (!isOfSlots(cause)) break
       return new NoSlotsError(
         `the server of ${participant} has no free slot for a prepared transaction; try again later, or raise max_prepared_transactions (restart needed). \`holdfast tx list\` shows who holds them`,
         { cause },
@@ -205,6 +207,12 @@ function quoteGid(gid: string): string {
 export async function isInRecovery(sql: Sql): Promise<boolean> {
   const [row] = await sql<{ standby: boolean }[]>`select pg_is_in_recovery() as standby`
   return row?.standby ?? true
+}
+
+/** A server that does not say where an error comes from is taken at its word. */
+function isOfSlots(cause: unknown): boolean {
+  const routine = cause instanceof Error && 'routine' in cause ? cause.routine : undefined
+  return routine === undefined || routine === 'MarkAsPreparing'
 }
 
 function constraintOf(error: unknown): unknown {

@@ -56,7 +56,7 @@ function isOfPostgres(error: Error, code: string): boolean {
 
 /** PostgreSQL manual, appendix A; HF is Holdfast's own. */
 const classes = new Set(
-  '00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F 40 42 44 53 54 55 57 58 72 F0 HV P0 XX HF'.split(
+  '00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F 40 42 44 53 54 55 57 58 72 F0 HV P0 XX HF'.split(
     ' ',
   ),
 )
@@ -68,7 +68,6 @@ const lossStates: ReadonlySet<string> = new Set([
   SQLSTATE.cannotConnectNow,
   SQLSTATE.idleSessionTimeout,
   SQLSTATE.idleInTransactionTimeout,
-  SQLSTATE.transactionTimeout,
 ])
 
 /** Of the driver and of Node; UNREPLICATED is ours. */
@@ -91,7 +90,7 @@ const lossCodes = new Set([
 /**
  * True when the server's answer was lost, so the statement may or may not have taken effect: the connection broke,
  * the server was going down or takes no more connections (class 08, 57P0x, 53300), one of its time-outs ended the session
- * (25P03, 25P04, 57P05), or the wait for a synchronous standby was cancelled.
+ * (25P03, 57P05), or the wait for a synchronous standby was cancelled.
  */
 export function isConnectionLoss(error: unknown): boolean {
   const state = sqlstateOf(error)
@@ -125,6 +124,7 @@ export function isPassing(error: unknown): boolean {
     isUntrusted(error) ||
     state === SQLSTATE.notInPrerequisiteState ||
     state === SQLSTATE.queryCanceled ||
+    state === SQLSTATE.transactionTimeout ||
     state === SQLSTATE.readOnlyTransaction
   )
 }

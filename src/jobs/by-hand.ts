@@ -1,4 +1,5 @@
 import { decideByHand, recordByHand, recordCompensated, releaseQuarantine } from '../db/by-hand.ts'
+import { listUnsettledCompensations } from '../db/compensations.ts'
 import { type DistributedTransaction, findByAttempt, findByName } from '../db/distributed-transactions.ts'
 import {
   CommittedError,
@@ -263,19 +264,36 @@ export async function recoverByHand(
   who: string,
   why: string,
 ): Promise<boolean> {
-  const attempt = await attemptOf(ctx, name, why)
-  return allowed(name, () => releaseQuarantine(ctx.databases.primary.sql, attempt, { who, why }))
+  checkTransactionName(name)
+  checkReason(why)
+  const { sql } = ctx.databases.primary
+  const row = await findByName(sql, name)
+  if (!row) throw new UnknownTransactionError(`no transaction named ${name} is recorded`)
+  const [earlier] = row.quarantine === null ? await givenUpOf(ctx, name) : []
+  return allowed(name, () => releaseQuarantine(sql, earlier ?? row.attempt, { who, why }))
 }
 
-/** Records that somebody undid what a compensation that was given up was to undo. False: none was. */
+/** Records that somebody undid what compensations that were given up were to undo. False: none was. */
 export async function compensatedByHand(
   ctx: JobContext,
   name: string,
   who: string,
   why: string,
 ): Promise<boolean> {
-  const attempt = await attemptOf(ctx, name, why)
-  return allowed(name, () => recordCompensated(ctx.databases.primary.sql, attempt, { who, why }))
+  checkTransactionName(name)
+  checkReason(why)
+  let recorded = false
+  for (const attempt of await givenUpOf(ctx, name)) {
+    const one = allowed(name, () => recordCompensated(ctx.databases.primary.sql, attempt, { who, why }))
+    recorded = (await one) || recorded
+  }
+  return recorded
+}
+
+/** The attempts of a name, not only the last one, whose compensation was given up. */
+async function givenUpOf(ctx: JobContext, name: string): Promise<string[]> {
+  const unsettled = await listUnsettledCompensations(ctx.databases.primary.sql, name)
+  return unsettled.filter(({ compensation }) => compensation === 'failed').map(({ attempt }) => attempt)
 }
 
 /** After a promotion or a restore: recovery may go on with the server as it is now. */
@@ -288,15 +306,6 @@ export async function confirmByHand(
   if (await isInRecovery(participant.sql))
     throw new InvalidConfigError([`${participantName} is a standby; confirm it once it is promoted`])
   return allowed(participantName, () => confirmTimeline(ctx.databases.primary.sql, participant, who))
-}
-
-/** Of the newest attempt, once the reason is checked. */
-async function attemptOf(ctx: JobContext, name: string, why: string): Promise<string> {
-  checkTransactionName(name)
-  checkReason(why)
-  const row = await findByName(ctx.databases.primary.sql, name)
-  if (!row) throw new UnknownTransactionError(`no transaction named ${name} is recorded`)
-  return row.attempt
 }
 
 function checkReason(why: string): void {

@@ -98,8 +98,10 @@ function backoff(retry: RetryOptions | undefined, failures: number, random = Mat
 
 /** How often in a row a job may end for reasons that are not its own before it counts; a run that died included. */
 export const maxDeferrals = 20
-/** The pause where another run goes on, nothing is free, or a decided commit is not finished everywhere. */
+/** The pause where another run goes on, or a decided commit is not finished everywhere. */
 export const lookAgainMs = 1_000
+/** The longest pause of what waits. It counts up to half the deferrals, for the length of the pause: deaths have the others. */
+const longestWaitMs = 30_000
 
 /**
  * - `defer`: it is run again and no attempt is charged; `counts`: as one of so many in a row.
@@ -116,8 +118,11 @@ export function followUp(
   { deferrals, failed }: { deferrals: number; failed: number },
 ): FollowUp {
   if (verdict.kind === 'later') return { step: 'defer', waitMs: verdict.ms, counts: false }
-  if (verdict.kind === 'elsewhere' || verdict.kind === 'waiting')
-    return { step: 'defer', waitMs: lookAgainMs * (0.5 + Math.random()), counts: false }
+  if (verdict.kind === 'elsewhere') return { step: 'defer', waitMs: lookAgainMs, counts: false }
+  if (verdict.kind === 'waiting') {
+    const waitMs = Math.min(longestWaitMs, backoff(retry, deferrals + 1))
+    return { step: 'defer', waitMs, counts: deferrals < maxDeferrals / 2 }
+  }
   if (verdict.kind === 'passing' && deferrals < maxDeferrals)
     return { step: 'defer', waitMs: backoff(retry, deferrals + 1), counts: true }
   const failures = failed + 1

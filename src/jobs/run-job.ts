@@ -238,15 +238,15 @@ class JobRun {
     const now = await readRun(sql, this.#run)
     if (!now) return 'not-ours'
     if (now.status === 'cancelling') return this.#cancel()
-    const follow = followUp(this.#judge(error), this.#definition.retry, this.#job)
+    const verdict = this.#judge(error)
+    const follow = followUp(verdict, this.#definition.retry, this.#job)
     if (follow.step === 'fail') return this.#fail(error, follow.next)
-    if (!follow.counts) {
-      this.#log.debug({ err: error }, 'job deferred')
-      return this.#defer(follow.waitMs, false)
-    }
     const waitMs = this.#handedBack.aborted ? 0 : follow.waitMs
-    this.#log.warn({ err: error, waitMs: Math.round(waitMs) }, 'job deferred; this is not its own failure')
-    return this.#defer(waitMs, true)
+    const isPlanned = verdict.kind === 'later' || verdict.kind === 'elsewhere'
+    const said = { err: error, waitMs: Math.round(waitMs) }
+    if (isPlanned) this.#log.debug(said, 'job deferred')
+    else this.#log.warn(said, 'job deferred; this is not its own failure')
+    return this.#defer(waitMs, follow.counts)
   }
 
   #judge(error: unknown): Verdict {

@@ -28,19 +28,22 @@ import {
 } from '../jobs/enqueue-batch.ts'
 import { type Verification, verifyBatch } from '../jobs/verify-batch.ts'
 import type { Context } from './context.ts'
+import { QueueHint } from './queue-hint.ts'
 import { batchQueueJob } from './worker.ts'
 
 /** What the library and the command line do with batch jobs. The row is the job; the queue only says that it is there. */
 export class Batches {
   readonly #ctx: Context
+  readonly #hint: QueueHint
 
   constructor(ctx: Context) {
     this.#ctx = ctx
+    this.#hint = new QueueHint(ctx.queues, ctx.log)
   }
 
   async enqueue(batch: string | { readonly name: string }, params?: unknown): Promise<EnqueuedBatch> {
     const enqueued = await enqueueBatchJob(this.#ctx, this.#definition(batch), params, randomUUID())
-    await this.#queue(enqueued.jobId)
+    await this.#hint.tell('batch', batchQueueJob(enqueued.jobId))
     return enqueued
   }
 
@@ -82,7 +85,7 @@ export class Batches {
 
   async resume(jobId: string): Promise<BatchStatus> {
     const status = await resumeBatch(this.#ctx, jobId)
-    await this.#queue(jobId)
+    await this.#hint.tell('batch', batchQueueJob(jobId))
     return status
   }
 
@@ -92,7 +95,7 @@ export class Batches {
 
   async retryFailures(jobId: string): Promise<number> {
     const asked = await retryBatchFailures(this.#ctx, jobId)
-    if (asked > 0) await this.#queue(jobId)
+    if (asked > 0) await this.#hint.tell('batch', batchQueueJob(jobId))
     return asked
   }
 
@@ -110,12 +113,5 @@ export class Batches {
     if (definition) return definition
     const known = [...this.#ctx.config.batches.keys()].join(', ') || 'none'
     throw new InvalidConfigError([`no batch named ${JSON.stringify(name)} is configured; known: ${known}`])
-  }
-
-  /** A queue that cannot be reached keeps nobody: the workers assert from the rows what is to be queued. */
-  async #queue(jobId: string): Promise<void> {
-    await this.#ctx.queues.add('batch', batchQueueJob(jobId)).catch((error: unknown) => {
-      this.#ctx.log.warn({ err: error, jobId }, 'recorded, but not queued yet; a worker will')
-    })
   }
 }

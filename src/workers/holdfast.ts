@@ -253,6 +253,7 @@ class Instance implements Holdfast {
   readonly #jobs: Jobs
   #workers: WorkerService | undefined
   #started: Promise<void> | undefined
+  #givenUp: Promise<void> | undefined
   #closed: Promise<void> | undefined
 
   constructor(ctx: Context) {
@@ -338,18 +339,27 @@ class Instance implements Holdfast {
   }
 
   async #start(options?: WorkOn): Promise<void> {
-    const workers = new WorkerService(this.#ctx, options)
-    this.#workers = workers
+    await this.#givenUp
     try {
-      await workers.start()
+      if (this.#closed) return await this.#closed
+      this.#workers = new WorkerService(this.#ctx, options)
+      await this.#workers.start()
     } catch (error) {
       // Closed meanwhile: that is what somebody wanted.
       if (this.#closed) return this.#closed
-      // What had begun does not go on by halves, and the next start begins anew.
-      await workers.stop()
-      this.#workers = undefined
+      this.#givenUp = this.#workers && this.#giveUp(this.#workers)
       this.#started = undefined
       throw error
+    }
+  }
+
+  /** What a start that failed had begun does not go on by halves, and is over before the next one begins. */
+  async #giveUp(workers: WorkerService): Promise<void> {
+    const { log } = this.#ctx
+    try {
+      while (!(await workers.stop())) log.warn('the start failed, and what it had begun has not stopped yet')
+    } catch (err) {
+      log.warn({ err }, 'the start failed, and what it had begun did not stop cleanly')
     }
   }
 

@@ -1,21 +1,19 @@
 import { type DueJob, findJob, type Job, type JobFilter, type JobStatus, listJobs } from '../db/jobs.ts'
-import { within } from '../db/within.ts'
 import { definitionOf, type Enqueued, type EnqueueOptions, enqueueJob } from '../jobs/enqueue-job.ts'
 import { cancelJob, type JobWaitOptions, retryJob, waitForJob } from '../jobs/job-control.ts'
 import { queueOf } from '../jobs/job-queue.ts'
 import type { Context } from './context.ts'
 import { jobQueueJob } from './job-service.ts'
-
-/** How long a caller waits for the queue, when the row is there already. */
-const patienceMs = 500
+import { QueueHint } from './queue-hint.ts'
 
 /** What the library and the command line do with users' jobs. */
 export class Jobs {
   readonly #ctx: Context
-  #silent = false
+  readonly #hint: QueueHint
 
   constructor(ctx: Context) {
     this.#ctx = ctx
+    this.#hint = new QueueHint(ctx.queues, ctx.log)
   }
 
   async enqueue(
@@ -56,23 +54,9 @@ export class Jobs {
     return (await waitForJob(this.#ctx, jobId, options)) as Job<Result | null>
   }
 
-  /**
-   * The workers assert from the rows what is to be queued, so a queue that does not answer keeps nobody for long; and while
-   * an answer is outstanding that took too long, nothing more is sent to where it would pile up.
-   */
   async #queue(job: DueJob): Promise<void> {
-    const { config, queues, log } = this.#ctx
-    const definition = config.jobs.get(job.name)
+    const definition = this.#ctx.config.jobs.get(job.name)
     // One that this config lacks is for another's workers, which know its queue.
-    if (!definition || this.#silent) return
-    const added = queues.add(queueOf(definition), jobQueueJob(job))
-    try {
-      await within(patienceMs, `queueing ${job.name}`, added)
-    } catch (error) {
-      log.warn({ err: error, jobId: job.id }, 'recorded, but not queued yet; a worker will')
-      this.#silent = true
-      const ended = () => void (this.#silent = false)
-      added.then(ended, ended)
-    }
+    if (definition) await this.#hint.tell(queueOf(definition), jobQueueJob(job))
   }
 }

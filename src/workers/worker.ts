@@ -38,6 +38,7 @@ export class WorkerService {
   readonly #running = new Set<string>()
   readonly #loops: Loop[] = []
   readonly #stopping = new AbortController()
+  readonly #since = performance.now()
   #stopped: Promise<void> | undefined
 
   constructor(ctx: Context, { queues }: WorkOn = {}) {
@@ -163,7 +164,8 @@ export class WorkerService {
   async #checkOverdue(): Promise<void> {
     for (const job of hourlyJobs) {
       const { ms, never } = await sinceLastRun(this.#ctx.databases.primary.sql, job)
-      if (ms < overdueMs) continue
+      // Of an installation that had no worker until now it says nothing.
+      if ((never ? Math.min(ms, performance.now() - this.#since) : ms) < overdueMs) continue
       const minutes = Math.round(ms / 60_000)
       this.#ctx.alerts.raise({
         kind: 'overdue',

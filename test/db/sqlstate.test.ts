@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { isConnectionLoss, sqlstateOf } from '../../src/db/sqlstate.ts'
+import { isConnectionLoss, isPassing, sqlstateOf } from '../../src/db/sqlstate.ts'
 
 const withCode = (code: string) => Object.assign(new Error('x'), { code })
 
@@ -24,11 +24,15 @@ describe('sqlstateOf', () => {
 })
 
 describe('a lost connection', () => {
-  it.each(['08006', '53300', '57P01', '57P03', '57P05', '25P03', '25P04'])('is %s', (code) => {
+  it.each(['08006', '53300', '57P01', '57P03', '57P05', '25P03'])('is %s', (code) => {
     expect(isConnectionLoss(withCode(code))).toBe(true)
   })
 
-  it.each(['53200', '57014', '42P01'])('is not %s', (code) => {
+  it.each(['53200', '57014', '25P04', '42P01'])('is not %s', (code) => {
     expect(isConnectionLoss(withCode(code))).toBe(false)
   })
+})
+
+it.each(['25P04', '57014', '53300', '40001'])('time may heal %s', (code) => {
+  expect(isPassing(withCode(code))).toBe(true)
 })

@@ -15,7 +15,13 @@ import {
 import { formatGid, newAttempt, newOwnerId } from '../../src/db/transaction-name.ts'
 import type { Tx } from '../../src/db/tx.ts'
 import { beginDistributed } from '../../src/jobs/begin.ts'
-import { type ByHand, confirmByHand, finishByHand, recoverByHand } from '../../src/jobs/by-hand.ts'
+import {
+  type ByHand,
+  compensatedByHand,
+  confirmByHand,
+  finishByHand,
+  recoverByHand,
+} from '../../src/jobs/by-hand.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
 import { inspect } from '../../src/jobs/inspect.ts'
 import { move, setAside } from '../../src/jobs/move.ts'
@@ -227,6 +233,26 @@ describe('what a hand may not do', () => {
     expect(await everything()).toEqual(before)
     await limited.databases.end()
     for (const { sql } of ctx.databases.all) await sql.unsafe(`drop owned by ${login}; drop role ${login}`)
+  })
+})
+
+describe('a compensation that was given up', () => {
+  it('is found by its name also where a later attempt has committed', async () => {
+    for (const end of [rollbackDistributed, commitDistributed]) {
+      await begin('twice')
+      await end(ctx, 'twice', 'x')
+    }
+    await primary.sql`
+      update holdfast.distributed_transactions set compensation = 'failed' where name = 'twice' and status = 'rolled_back'`
+    const compensations = async () =>
+      primary.sql`select status, compensation from holdfast.distributed_transactions where name = 'twice' order by created_at`
+    const committed = { status: 'committed', compensation: 'none' }
+    expect(await recoverByHand(ctx, 'twice', 'jo', 'the service is back')).toBe(true)
+    expect(await compensations()).toEqual([{ status: 'rolled_back', compensation: 'due' }, committed])
+    await primary.sql`update holdfast.distributed_transactions set compensation = 'failed' where compensation = 'due'`
+    expect(await compensatedByHand(ctx, 'twice', 'jo', 'by phone')).toBe(true)
+    expect(await compensations()).toEqual([{ status: 'rolled_back', compensation: 'done' }, committed])
+    await expect(compensatedByHand(ctx, 'twice', 'jo', ' ')).rejects.toThrow(InvalidConfigError)
   })
 })
 

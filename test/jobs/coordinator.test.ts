@@ -10,7 +10,7 @@ import {
   UnknownParticipantError,
   UnknownTransactionError,
 } from '../../src/db/errors.ts'
-import { isConnectionLoss, sqlstateOf } from '../../src/db/sqlstate.ts'
+import { isConnectionLoss, isPassing, sqlstateOf } from '../../src/db/sqlstate.ts'
 import type { Tx } from '../../src/db/tx.ts'
 import { beginDistributed } from '../../src/jobs/begin.ts'
 import { commitDistributed, rollbackDistributed } from '../../src/jobs/coordinator.ts'
@@ -231,6 +231,21 @@ describe('bad input', () => {
       beginDistributed(ctx, 'undefined_1', { primary: insert(60), billing: work }),
     ).rejects.toThrow('Undefined values are not allowed')
     expect(await count(60)).toEqual([0, 0, 0])
+  })
+
+  it('takes for a want of slots only what is one: a deferred trigger may want memory in the same words', async () => {
+    await primary.sql.unsafe(`create table greedy (id int);
+      create function want() returns trigger language plpgsql as $$
+        begin raise 'out of shared memory' using errcode = '53200'; end $$;
+      create constraint trigger want after insert on greedy deferrable initially deferred
+        for each row execute function want()`)
+    const greedy = beginDistributed(
+      ctx,
+      'greedy_1',
+      async (tx) => void (await tx`insert into greedy values (1)`),
+    )
+    await expect(greedy).rejects.toThrow(NotPreparedError)
+    await expect(greedy).rejects.toSatisfy(isPassing)
   })
 
   it('survives work whose connection is cut, at any moment', async () => {

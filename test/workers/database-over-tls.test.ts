@@ -104,7 +104,7 @@ describe.runIf(openssl)('a database over TLS', () => {
     const error = await opened.catch((e: unknown) => e)
     expect(error).toBeInstanceOf(InvalidConfigError)
     expect((error as InvalidConfigError).problems).toEqual([
-      expect.stringMatching(/^databases\.primary: .*needs sslrootcert/),
+      expect.stringMatching(/^config\.databases\.primary: .*needs sslrootcert/),
     ])
   })
 })

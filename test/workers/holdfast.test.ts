@@ -120,6 +120,7 @@ describe('createHoldfast', () => {
     const sql = postgres(primary, { max: 1, onnotice: () => undefined })
     onTestFinished(() => sql.end())
     await expect(hf.start({ queues: ['mial'] })).rejects.toMatchObject({ code: 'HOLDFAST_INVALID_CONFIG' })
+    await expect(hf.start({ queues: 5 as never })).rejects.toThrow(TypeError)
     // What is asserted in the queues is looked at when their workers have begun.
     await sql`alter table holdfast.batch_jobs rename to hidden`
     const failing = [hf.start(), hf.start()]

@@ -176,7 +176,7 @@ it('is enqueued although its queue does not answer, which is not asked again unt
   asked[0]?.resolve()
   asked[1]?.resolve()
   await jobs.enqueue('place', { n: 4 })
-  expect([times, await jobs.list()]).toMatchObject([2, Array(4).fill({ status: 'queued' })])
+  expect([times, await jobs.list()]).toMatchObject([2, { length: 4 }])
 })
 
 describe('a job that runs', () => {
