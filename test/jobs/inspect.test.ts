@@ -304,9 +304,16 @@ describe('what to do', () => {
     } else expect(advice.commands).not.toEqual([])
     for (const command of advice.commands) {
       expect(command).toMatch(
-        /^holdfast tx (recover( order_1 --reason '…'| --confirm-timeline billing)?|(commit|rollback) order_1 --reason '…')$/,
+        /^holdfast tx (recover( order_1( --compensated)? --reason '…'| --confirm-timeline billing)?|(commit|rollback) order_1 --reason '…')$/,
       )
     }
+  })
+
+  it('advises to write down a compensation by hand only where one was given up', () => {
+    const asks = table.filter(([place, condition]) =>
+      advise(situation(place, condition)).commands.some((command) => command.includes('--compensated')),
+    )
+    expect(asks.map(([, , kind]) => kind)).toEqual(['compensate', 'compensate', 'compensate'])
   })
 
   it('never advises to decide against what was decided or marked', () => {
