@@ -25,7 +25,7 @@ export default defineConfig({
     // A limit against hanging, not a measure: several runs may share the machine.
     testTimeout: 180_000,
     hookTimeout: 180_000,
-    teardownTimeout: 60_000,
+    teardownTimeout: 180_000,
     expect: { poll: { timeout: 90_000 } },
   },
 })
