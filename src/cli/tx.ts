@@ -102,15 +102,15 @@ function recoverCommand(): Command {
       'its server was promoted or restored, and may be recovered on',
     )
     .action(async (name: string | undefined, options: Recover) => {
-      const { reason = '', who, confirmTimeline: participant } = options
+      const { reason = '', who, confirmTimeline: participant, compensated = false } = options
       if (name !== undefined && reason.trim() === '')
         throw new InvalidConfigError(['releasing a quarantine needs --reason'])
-      if (name === undefined && options.compensated === true)
+      if (name === undefined && compensated)
         throw new InvalidConfigError(['--compensated needs the name of a transaction'])
       await withContext(options, async ({ ctx, signal }) => {
         const by = reason === '' ? who : `${who}: ${reason}`
         const confirmed = participant === undefined ? null : await confirmByHand(ctx, participant, by)
-        const takeOff = options.compensated === true ? compensatedByHand : recoverByHand
+        const takeOff = compensated ? compensatedByHand : recoverByHand
         const released = name === undefined ? null : await takeOff(ctx, name, who, reason)
         const report = await recover(ctx, { signal, deep: true })
         const row = name === undefined ? undefined : await findByName(ctx.databases.primary.sql, name)
@@ -119,7 +119,7 @@ function recoverCommand(): Command {
           : null
         const text = [
           confirmed && `${participant ?? ''}: timeline ${confirmed.timeline} confirmed`,
-          released === null ? null : `${name}: ${saidOf(released, options.compensated === true)}`,
+          released === null ? null : `${name}: ${saidOf(released, compensated)}`,
           `recovered: ${report.committed} committed, ${report.rolledBack} rolled back, ${report.left} left, ${report.failed} failed`,
           transaction && `${transaction.name}: ${transaction.status}`,
           transaction?.quarantine,

@@ -58,8 +58,7 @@ export type ByHandResult = {
  * UnknownOutcomeError (a database that has to be asked cannot be), NotAllowedError (this login is no operator).
  */
 export async function finishByHand(ctx: JobContext, name: string, hand: ByHand): Promise<ByHandResult> {
-  checkTransactionName(name)
-  checkReason(hand.why)
+  checkAsked(name, hand.why)
   const { sql } = ctx.databases.primary
   const row = await findByName(sql, name)
   if (!row) return finishOrphansByHand(ctx, name, hand)
@@ -264,8 +263,7 @@ export async function recoverByHand(
   who: string,
   why: string,
 ): Promise<boolean> {
-  checkTransactionName(name)
-  checkReason(why)
+  checkAsked(name, why)
   const { sql } = ctx.databases.primary
   const row = await findByName(sql, name)
   if (!row) throw new UnknownTransactionError(`no transaction named ${name} is recorded`)
@@ -280,8 +278,7 @@ export async function compensatedByHand(
   who: string,
   why: string,
 ): Promise<boolean> {
-  checkTransactionName(name)
-  checkReason(why)
+  checkAsked(name, why)
   let recorded = false
   for (const attempt of await givenUpOf(ctx, name)) {
     const one = allowed(name, () => recordCompensated(ctx.databases.primary.sql, attempt, { who, why }))
@@ -308,7 +305,8 @@ export async function confirmByHand(
   return allowed(participantName, () => confirmTimeline(ctx.databases.primary.sql, participant, who))
 }
 
-function checkReason(why: string): void {
+function checkAsked(name: string, why: string): void {
+  checkTransactionName(name)
   if (why.trim() === '') throw new InvalidConfigError(['what is done by hand needs a reason'])
 }
 

@@ -87,7 +87,7 @@ export function parseInput(definition: JobDefinition, raw: Json): Promise<unknow
   return definition.input ? parseBySchema(definition.input, raw, `input of ${definition.name}`) : raw
 }
 
-const known: ReadonlySet<string> = new Set<keyof EnqueueOptions>([
+const optionNames: ReadonlySet<string> = new Set<keyof EnqueueOptions>([
   'tx',
   'delayMs',
   'priority',
@@ -99,8 +99,8 @@ const known: ReadonlySet<string> = new Set<keyof EnqueueOptions>([
 function newJob(name: string, input: unknown, options: EnqueueOptions = {}): NewJob {
   const { delayMs = 0, priority = 0, deduplication, correlationId } = options
   const problems = Object.keys(options)
-    .filter((option) => !known.has(option))
-    .map((option) => `enqueue has no option ${option}; it has ${[...known].join(', ')}`)
+    .filter((option) => !optionNames.has(option))
+    .map((option) => `enqueue has no option ${option}; it has ${[...optionNames].join(', ')}`)
   if (!Number.isFinite(delayMs) || delayMs < 0) problems.push(`delayMs is 0 or more, not ${delayMs}`)
   if (!Number.isSafeInteger(priority) || priority < 0 || priority > 2_097_152)
     problems.push(`priority is a whole number from 0 (first) to 2097152, not ${priority}`)

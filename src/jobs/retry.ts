@@ -6,13 +6,13 @@ import {
   InvalidConfigError,
   InvalidNameError,
   InvalidPayloadError,
+  isForLater,
   NameInUseError,
   NoConnectionsError,
   NoSlotsError,
   NotAllowedError,
   NotPreparedError,
   TwoPhaseDisabledError,
-  UnknownOutcomeError,
   UnknownParticipantError,
 } from '../db/errors.ts'
 import { isPassing, sqlstateOf } from '../db/sqlstate.ts'
@@ -77,7 +77,7 @@ export function classify(error: unknown): Verdict {
   if (error instanceof FencedError || error instanceof NameInUseError) return { kind: 'elsewhere' }
   if (error instanceof NoSlotsError || error instanceof NoConnectionsError) return { kind: 'waiting' }
   if (error instanceof CompensationOutstandingError) return { kind: error.givenUp ? 'permanent' : 'waiting' }
-  if (error instanceof UnknownOutcomeError) return { kind: 'passing' }
+  if (isForLater(error)) return { kind: 'passing' }
   if (!(error instanceof EscapedWorkError) && isPassing(error)) return { kind: 'passing' }
   if (permanentErrors.some((type) => error instanceof type)) return { kind: 'permanent' }
   return { kind: sqlstateOf(error) === undefined ? 'failed' : 'permanent' }

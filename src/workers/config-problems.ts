@@ -95,10 +95,7 @@ function routeProblems(routes: readonly Route[], sinks: Readonly<Record<string, 
   )
 }
 
-function queueProblems(
-  queues: Readonly<Record<string, { readonly rateLimit?: object | undefined }>>,
-  jobs: readonly JobDefinition[],
-): string[] {
+function queueProblems(queues: Parts['queues'], jobs: readonly JobDefinition[]): string[] {
   const used = queuesOf(jobs)
   // What finds no room is given back to the queue, and has used up one of the queue's runs.
   const wasteful = jobs.flatMap((job, i) =>

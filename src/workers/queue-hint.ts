@@ -22,21 +22,19 @@ export class QueueHint {
   }
 
   async tell(queue: string, job: QueuedJob): Promise<void> {
-    if (this.#owes(queue, 0) > 0) return
+    if ((this.#owed.get(queue) ?? 0) > 0) return
     const added = this.#queues.add(queue, job)
     try {
       await within(patienceMs, `adding to the queue ${queue}`, added)
     } catch (error) {
       this.#log.warn({ err: error, jobId: job.id }, 'recorded, but not queued yet; a worker will')
-      this.#owes(queue, 1)
-      const answered = () => void this.#owes(queue, -1)
+      this.#count(queue, 1)
+      const answered = () => this.#count(queue, -1)
       added.then(answered, answered)
     }
   }
 
-  #owes(queue: string, more: number): number {
-    const count = (this.#owed.get(queue) ?? 0) + more
-    this.#owed.set(queue, count)
-    return count
+  #count(queue: string, more: 1 | -1): void {
+    this.#owed.set(queue, (this.#owed.get(queue) ?? 0) + more)
   }
 }

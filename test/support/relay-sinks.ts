@@ -36,7 +36,7 @@ export async function drainInto(ctx: JobContext, spec: SinkSpec): Promise<string
   const open = await sinkOf(spec).open(sinkContext(ctx, 'sink'))
   try {
     const relays = new Relays(ctx, open, { sink: 'sink', pageSize: 10, wants: () => true })
-    return (await relays.drainToEnd(new AbortController().signal)).outcome
+    return await relays.drainToEnd(new AbortController().signal)
   } finally {
     await open.close()
   }

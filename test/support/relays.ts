@@ -26,12 +26,10 @@ export class Relays {
   }
 
   /** Until nothing is left, as a worker does it: whoever stepped back looks again. */
-  async drainToEnd(signal: AbortSignal): Promise<Drained> {
-    let published = 0
+  async drainToEnd(signal: AbortSignal): Promise<Drained['outcome']> {
     for (;;) {
-      const drained = await this.drain(signal)
-      published += drained.published
-      if (drained.outcome !== 'stepped-back') return { ...drained, published }
+      const { outcome } = await this.drain(signal)
+      if (outcome !== 'stepped-back') return outcome
     }
   }
 

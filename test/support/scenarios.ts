@@ -421,7 +421,7 @@ function receiver({ databases: { primary } }: JobContext): Sink {
 async function drainReceiver(ctx: JobContext): Promise<string> {
   const open = await receiver(ctx).open(sinkContext(ctx, 'receiver'))
   const relays = new Relays(ctx, open, { sink: 'receiver', pageSize: 10, wants: () => true })
-  return (await relays.drainToEnd(new AbortController().signal)).outcome
+  return relays.drainToEnd(new AbortController().signal)
 }
 
 /** It is rejected and parked with what follows of its key; healed, everything comes, each key in its order. */
